@@ -1,0 +1,50 @@
+// depthwise_conv2d and its backward on the CPU: check -> plan -> parallel loop -> kernels/depthwise.cpp.
+#include "common/check.h"
+#include "common/library_path.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace fastconv {
+namespace {
+
+Tensor depthwise_conv2d(
+    const Tensor& input, const Tensor& weight, const OptTensor& bias, std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+    std::string activation) {
+  const ConvGeometry g = check_conv(input, weight, "weight", bias, "bias", stride, padding, dilation);
+  const Activation act = parse_activation(activation, "activation");
+  const Layout layout = suggested_layout(input);
+  if (!kernels().separable_plan || (input.scalar_type() == ScalarType::Double && g.n > 0)) return library::depthwise(input, weight, bias, {stride, padding, dilation}, act);
+
+  const Tensor x = to_dense(input, layout), w = to_dense(weight);
+  const OptTensor b = to_dense(bias);
+  Tensor out = empty_map(input, {g.n, g.out_channels(), g.oh, g.ow}, layout);
+  if (out.numel() == 0) return out;
+  const DepthwiseForward p{
+      g, parse_dtype(input, "input"), layout, Activation::identity, act, view(x, layout), w.const_data_ptr(), data_or_null(b), mutable_view(out, layout)};
+  const Kernels& k = kernels();
+  const DepthwisePlan plan = k.depthwise_plan(p, num_threads());
+  void* packed = call_scratch().get(plan.packed_bytes);
+  k.depthwise_pack(p, plan, packed);
+  for_each_run(plan.items, plan.scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) { k.depthwise_forward(p, plan, packed, begin, end, scratch); });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& output, std::vector<int64_t> stride,
+    std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string activation, std::vector<bool> output_mask) {
+  const ConvGeometry g = check_conv(input, weight, "weight", bias, "bias", stride, padding, dilation);
+  const std::vector<int64_t> size{g.n, g.out_channels(), g.oh, g.ow};
+  check_map(grad_output, "grad_output", size, input);
+  check_map(output, "output", size, input);
+  check_mask(output_mask, 3);
+  return library::depthwise_backward(
+      grad_output, input, weight, bias, output, {stride, padding, dilation}, parse_activation(activation, "activation"), output_mask);
+}
+
+}  // namespace
+}  // namespace fastconv
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  m.impl("depthwise_conv2d", TORCH_BOX(&fastconv::depthwise_conv2d));
+  m.impl("depthwise_conv2d_backward", TORCH_BOX(&fastconv::depthwise_conv2d_backward));
+}

@@ -1,0 +1,55 @@
+// The table through which the rest of the library reaches the kernels of one instruction set. Every kernel source is compiled once per
+// instruction set and defines its entries in namespace fastconv::<isa>; isa.cpp picks one table when the library is loaded.
+//
+// All kernels split their work into independent items: an item's result does not depend on which thread runs it nor on how many
+// threads there are.
+#pragma once
+#include "common/params.h"
+
+namespace fastconv {
+
+// What the depthwise forward kernel decided.
+struct DepthwisePlan {
+  int64_t items;
+  int64_t rows_per_item;      // channels_last: output rows; contiguous: planes
+  int64_t scratch_bytes;      // per thread
+  int64_t packed_bytes;       // weights as float32, shared
+  bool flat;                  // contiguous: taps are constant offsets in a flat plane, borders are masks
+};
+
+// What the fused separable forward kernel decided before it runs: what explain() prints and what the kernel obeys.
+struct SeparablePlan {
+  int64_t tile_pixels;    // output pixels whose depthwise result is resident at a time
+  int64_t tiles;          // pixel tiles: of the batch (channels_last) or of one image (contiguous)
+  int64_t splits;         // splits of the output channels, for maps too small to feed every thread
+  int64_t items;
+  int64_t panels;         // GEMM panels: over output channels (channels_last) or over the tile's pixels (contiguous)
+  int64_t panel_vectors;  // vectors in a panel
+  int64_t panel_rows;     // rows of the register block
+  int64_t row_stride;     // scratch elements between two rows of the depthwise result
+  int64_t scratch_bytes;  // per thread
+  int64_t packed_bytes;   // weights in the order the kernel reads them, shared
+  int64_t pack_items;
+  bool bf16_dot;          // products on bf16 dot-product instructions
+  bool flat;              // contiguous: taps are constant offsets in a flat plane, borders are masks
+};
+
+struct Kernels {
+  const char* name;
+  int lanes;              // float32 lanes of a vector
+  bool bf16_dot;
+
+  DepthwisePlan (*depthwise_plan)(const DepthwiseForward&, int threads);
+  void (*depthwise_pack)(const DepthwiseForward&, const DepthwisePlan&, void* packed);
+  void (*depthwise_forward)(const DepthwiseForward&, const DepthwisePlan&, const void* packed, int64_t begin, int64_t end, void* scratch);
+
+  SeparablePlan (*separable_plan)(const SeparableForward&, int threads);
+  void (*separable_pack)(const SeparableForward&, const SeparablePlan&, int64_t begin, int64_t end, void* packed);
+  void (*separable_forward)(const SeparableForward&, const SeparablePlan&, const void* packed, int64_t begin, int64_t end, void* scratch);
+
+  // Independent multiply-add chains for `rounds` rounds; returns the floating-point operations done. The machine's own ceiling.
+  double (*fma_peak)(int64_t rounds);
+  double (*bf16_peak)(int64_t rounds);
+};
+
+}  // namespace fastconv

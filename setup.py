@@ -1,0 +1,116 @@
+"""Drives CMake with ninja; everything about targets and flags is in CMakeLists.txt.
+
+Environment: MAX_JOBS, NVCC_THREADS, TORCH_CUDA_ARCH_LIST ("8.0;9.0a"), FASTCONV_CUDA = auto | 0 | 1, FASTCONV_PREBUILT = folder with libraries to reuse.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+LIBRARIES = ("libfastconv_cpu.so", "libfastconv_cuda.so")
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("fastconv: PyTorch (>= 2.10) must be installed first, then build with `pip install --no-build-isolation .`")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidate = Path(home, "bin", "nvcc") if home else None
+    return str(candidate) if candidate and candidate.exists() else shutil.which("nvcc")
+
+
+def cuda_wanted() -> bool:
+    choice = os.environ.get("FASTCONV_CUDA", "auto").lower()
+    if choice not in ("auto", "0", "1"):
+        raise SystemExit(f"fastconv: FASTCONV_CUDA must be auto, 0 or 1, got {choice!r}")
+    if choice == "1" and find_nvcc() is None:
+        raise SystemExit("fastconv: FASTCONV_CUDA=1 but nvcc was not found: put it on PATH or set CUDA_HOME")
+    has_sources = any((ROOT / "csrc" / "cuda").glob("*.cu"))
+    return choice != "0" and has_sources and find_nvcc() is not None
+
+
+def cuda_architectures() -> str:
+    """TORCH_CUDA_ARCH_LIST ("8.0 9.0a+PTX") in CMake's terms ("80-real;90a")."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0a").replace(" ", ";")
+    out = []
+    for arch in filter(None, listed.split(";")):
+        number = arch.replace(".", "").replace("+PTX", "")
+        out.append(number if arch.endswith("+PTX") else f"{number}-real")
+    return ";".join(out)
+
+
+class CMakeBuild(build_ext):
+    def run(self) -> None:
+        out = self.output_folder()
+        out.mkdir(parents=True, exist_ok=True)
+        prebuilt = os.environ.get("FASTCONV_PREBUILT")
+        if prebuilt:
+            self.reuse(Path(prebuilt), out)
+        else:
+            self.compile(out)
+
+    def output_folder(self) -> Path:
+        return ROOT / "fastconv" if self.inplace or self.editable_mode else Path(self.build_lib).resolve() / "fastconv"
+
+    def reuse(self, folder: Path, out: Path) -> None:
+        found = [p for p in folder.iterdir() if p.name in LIBRARIES or p.name.startswith("_C.")]
+        if not any(p.name == LIBRARIES[0] for p in found):
+            raise SystemExit(f"fastconv: FASTCONV_PREBUILT={folder} holds no {LIBRARIES[0]}")
+        for path in found:
+            shutil.copy2(path, out / path.name)
+
+    def compile(self, out: Path) -> None:
+        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        if compiler is None:
+            raise SystemExit("fastconv: no C++ compiler found: install one (Debian and Ubuntu: apt-get install g++) or set CXX")
+        import pybind11
+
+        torch = torch_folder()
+        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "CMAKE_INSTALL_PREFIX": out,
+            "FASTCONV_TORCH_INCLUDE": torch / "include",
+            "FASTCONV_TORCH_LIB": torch / "lib",
+            "FASTCONV_VERSION": self.distribution.get_version(),
+            "FASTCONV_CUDA": "ON" if cuda_wanted() else "OFF",
+            "FASTCONV_CUDA_ARCHITECTURES": cuda_architectures(),
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "Python_EXECUTABLE": sys.executable,
+        }
+        if cuda_wanted():
+            options["CMAKE_CUDA_COMPILER"] = find_nvcc()
+            options["CMAKE_CUDA_FLAGS"] = f"--threads={os.environ.get('NVCC_THREADS', '1')}"
+        cmake = shutil.which("cmake") or str(Path(sys.executable).with_name("cmake"))
+        ninja = shutil.which("ninja") or str(Path(sys.executable).with_name("ninja"))
+        configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        self.call([*configure, *(f"-D{k}={v}" for k, v in options.items())], "configuring the build")
+        self.call([cmake, "--build", build, "-j", jobs], "compiling")
+        self.call([cmake, "--install", build], "installing the libraries")
+
+    def call(self, command: list, what: str) -> None:
+        try:
+            subprocess.run([str(c) for c in command], check=True)
+        except FileNotFoundError:
+            raise SystemExit(f"fastconv: {command[0]} was not found while {what}: `pip install cmake ninja pybind11` first") from None
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(f"fastconv: {what} failed (exit code {error.returncode}); the messages above say where") from None
+
+    def get_outputs(self) -> list[str]:
+        folder = self.output_folder()
+        return [str(p) for p in folder.glob("*.so")]
+
+
+setup(ext_modules=[Extension("fastconv._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
