@@ -51,8 +51,15 @@ double bf16_peak(int64_t rounds) { return fma_peak(rounds); }
 }  // namespace
 
 const Kernels& table() {
-  static const Kernels t = {FASTCONV_TEXT(FASTCONV_ISA), L, kBf16Dot, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-                            &fma_peak, &bf16_peak};
+  static const Kernels t = [] {
+    Kernels k = {};
+    k.name = FASTCONV_TEXT(FASTCONV_ISA);
+    k.lanes = L;
+    k.bf16_dot = kBf16Dot;
+    k.fma_peak = &fma_peak;
+    k.bf16_peak = &bf16_peak;
+    return k;
+  }();
   return t;
 }
 
