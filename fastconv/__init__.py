@@ -1,0 +1,21 @@
+"""fastconv: the fused dilated depthwise-separable convolution and shift-and-stitch pooling for PyTorch.
+
+    >>> import fastconv.functional as FF
+    >>> y = FF.depthwise_separable_conv2d(x, depthwise_weight, pointwise_weight, padding=2, dilation=2, pointwise_activation="relu")
+
+Importing the package loads the compiled operators (torch.ops.fastconv) and gives them their fakes, derivatives and
+autocast rules.
+"""
+
+from . import _autocast, _autograd, _meta
+
+for _part in (_meta, _autograd, _autocast):
+    _part.register("fastconv")
+del _part
+
+from . import backends, functional, nn, reference  # noqa: E402  (they may only see operators that are complete)
+from ._C import build_info  # noqa: E402
+
+__version__ = build_info()["version"]
+
+__all__ = ["backends", "functional", "nn", "reference"]
