@@ -1,0 +1,65 @@
+"""python -m bench [--quick | --full] [--only REGEX] [--device cpu|cuda] [--threads N] [--out DIR]
+python -m bench report RESULT.json | compare A.json B.json | readme [RESULT.json] | list
+"""
+
+import argparse
+from pathlib import Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure fastconv against what people would run instead.")
+    tier = parser.add_mutually_exclusive_group()
+    tier.add_argument("--quick", dest="tier", action="store_const", const="quick", help="a dozen and a half cases, about a minute on a CPU")
+    tier.add_argument("--full", dest="tier", action="store_const", const="full", help="the complete grid, with longer samples")
+    parser.set_defaults(tier="default")
+    parser.add_argument("--only", metavar="REGEX", help="only cases whose id matches, e.g. 'separable-forward-float32/xception'")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads of every contestant; default: all usable cores")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder for result.json, table.md and the plots")
+    commands = parser.add_subparsers(dest="command", title="instead of measuring")
+    commands.add_parser("list", help="print the ids of the chosen cases")
+    again = commands.add_parser("report", help="print, write and draw again from a result")
+    again.add_argument("result", type=Path)
+    two = commands.add_parser("compare", help="what moved between two results")
+    two.add_argument("first", type=Path)
+    two.add_argument("second", type=Path)
+    readme = commands.add_parser("readme", help="put the newest committed result into README.md")
+    readme.add_argument("result", type=Path, nargs="?")
+    return parser
+
+
+def _compare(first: Path, second: Path) -> None:
+    from .compare import compared
+    from .report import load
+    from .run import console, show
+
+    screen = console()
+    summary, moved, differences = compared(load(first), load(second))
+    show(screen, moved)
+    show(screen, summary)
+    for line in differences:
+        screen.print(f"the runs also differ in {line}")
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    if arguments.command == "compare":
+        return _compare(arguments.first, arguments.second)
+    if arguments.command == "readme":
+        from .readme import inject
+
+        return inject(arguments.result)
+    from . import machine, report, run
+
+    if arguments.command == "report":
+        return run.publish(report.load(arguments.result), arguments.result.parent)
+    import torch
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.command == "list":
+        return print("\n".join(case.id for case in run.select(device, arguments.tier, arguments.only)))
+    run.run(device, arguments.tier, arguments.only, arguments.threads or machine.usable_cpus(), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
