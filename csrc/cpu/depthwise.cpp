@@ -1,4 +1,4 @@
-// depthwise_conv2d and its backward on the CPU: check -> plan -> parallel loop -> kernels/depthwise.cpp.
+// depthwise_conv2d on the CPU: check -> plan -> parallel loop -> kernels/depthwise.cpp.
 #include "common/check.h"
 #include "common/library_path.h"
 #include "isa.h"
@@ -29,22 +29,9 @@ Tensor depthwise_conv2d(
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& output, std::vector<int64_t> stride,
-    std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string activation, std::vector<bool> output_mask) {
-  const ConvGeometry g = check_conv(input, weight, "weight", bias, "bias", stride, padding, dilation);
-  const std::vector<int64_t> size{g.n, g.out_channels(), g.oh, g.ow};
-  check_map(grad_output, "grad_output", size, input);
-  check_map(output, "output", size, input);
-  check_mask(output_mask, 3);
-  return library::depthwise_backward(
-      grad_output, input, weight, bias, output, {stride, padding, dilation}, parse_activation(activation, "activation"), output_mask);
-}
-
 }  // namespace
 }  // namespace fastconv
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&fastconv::depthwise_conv2d));
-  m.impl("depthwise_conv2d_backward", TORCH_BOX(&fastconv::depthwise_conv2d_backward));
 }

@@ -34,6 +34,25 @@ struct SeparablePlan {
   bool flat;              // contiguous: taps are constant offsets in a flat plane, borders are masks
 };
 
+// What the gradient arriving at a depthwise convolution must still be multiplied by: activation'(z), z with the shape and layout of that
+// gradient. With activation identity z is not read.
+struct ActivationGate {
+  Activation activation;
+  MapView z;
+};
+
+// How the depthwise backward kernel splits its work. Nothing here depends on the number of threads: weight gradients are summed strip by strip.
+struct DepthwiseBackwardPlan {
+  bool flat;              // lanes are neighbouring pixels of a plane (contiguous only), otherwise channels
+  int64_t chunk, chunks;  // input channels of an item, and how many such chunks
+  int64_t blocks;         // vectors of output channels in a chunk
+  int64_t strips;         // strips of rows of one image
+  int64_t items;
+  int64_t scratch_bytes;  // per thread
+  int64_t partial_bytes;  // weight gradients of every strip, shared
+  int64_t reduce_items;
+};
+
 struct Kernels {
   const char* name;
   int lanes;              // float32 lanes of a vector
@@ -46,6 +65,11 @@ struct Kernels {
   SeparablePlan (*separable_plan)(const SeparableForward&, int threads);
   void (*separable_pack)(const SeparableForward&, const SeparablePlan&, int64_t begin, int64_t end, void* packed);
   void (*separable_forward)(const SeparableForward&, const SeparablePlan&, const void* packed, int64_t begin, int64_t end, void* scratch);
+
+  DepthwiseBackwardPlan (*depthwise_backward_plan)(const DepthwiseBackward&, const ActivationGate&);
+  void (*depthwise_backward)(
+      const DepthwiseBackward&, const ActivationGate&, const DepthwiseBackwardPlan&, int64_t begin, int64_t end, void* partials, void* scratch);
+  void (*depthwise_backward_reduce)(const DepthwiseBackward&, const DepthwiseBackwardPlan&, int64_t begin, int64_t end, const void* partials);
 
   // Independent multiply-add chains for `rounds` rounds; returns the floating-point operations done. The machine's own ceiling.
   double (*fma_peak)(int64_t rounds);

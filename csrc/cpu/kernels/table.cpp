@@ -4,6 +4,8 @@
 
 namespace fastconv::FASTCONV_ISA {
 
+void register_depthwise_backward(Kernels&);
+
 namespace {
 
 #define FASTCONV_TEXT2(x) #x
@@ -58,6 +60,7 @@ const Kernels& table() {
     k.bf16_dot = kBf16Dot;
     k.fma_peak = &fma_peak;
     k.bf16_peak = &bf16_peak;
+    register_depthwise_backward(k);
     return k;
   }();
   return t;

@@ -1,0 +1,181 @@
+// What the two depthwise backward kernels share: how taps meet positions along an axis, and rows of a map <-> rows of float32 scratch.
+#pragma once
+#include "../kernels.h"
+#include "activation.h"
+#include "common/shape.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+template <class T>
+FASTCONV_INLINE T least(T a, T b) { return a < b ? a : b; }
+template <class T>
+FASTCONV_INLINE T most(T a, T b) { return a > b ? a : b; }
+
+// Input positions first, first + stride, ... of one axis: those that the same taps reach. Input position number i and tap number j meet
+// at output position origin + i - j * shift, so within a class a strided or dilated axis behaves like one of stride 1.
+struct AxisClass {
+  int64_t count;           // input positions
+  int64_t tap0, tap_step;  // tap j of the class is tap tap0 + j * tap_step of the kernel
+  int64_t taps;
+  int64_t origin, shift;
+
+  // The taps [*lo, *hi) that meet input position i inside the output.
+  void taps_at(int64_t i, int64_t out, int64_t* lo, int64_t* hi) const {
+    const int64_t far = origin + i, over = far - (out - 1);
+    *lo = over > 0 ? ceil_div(over, shift) : 0;
+    *hi = far < 0 ? 0 : least(taps, far / shift + 1);
+    if (*hi < *lo) *hi = *lo;
+  }
+};
+
+inline AxisClass axis_class(int64_t first, int64_t size, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad) {
+  int64_t a = stride, b = dilation;
+  while (b) {
+    const int64_t r = a % b;
+    a = b, b = r;
+  }
+  AxisClass c = {size > first ? ceil_div(size - first, stride) : 0, 0, stride / a, 0, 0, dilation / a};
+  for (int64_t k = 0; k < least(c.tap_step, kernel); ++k)
+    if ((first + pad - k * dilation) % stride == 0) {
+      c.tap0 = k;
+      c.taps = (kernel - 1 - k) / c.tap_step + 1;
+      c.origin = (first + pad - k * dilation) / stride;
+      break;
+    }
+  return c;
+}
+
+// ---- channels to lanes and back: an L x L block, in place ----
+// Lanes with bit H of rows a and b change places: one bit of the row number becomes a bit of the lane number.
+#if FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16
+template <int H>
+struct ExchangeIndex {
+  alignas(64) int32_t low[L] = {}, high[L] = {};
+  constexpr ExchangeIndex() {
+    for (int l = 0; l < L; ++l) low[l] = l & H ? L + (l ^ H) : l, high[l] = low[l] ^ H;
+  }
+};
+template <int H>
+FASTCONV_INLINE void exchange(vf& a, vf& b) {
+  static constexpr ExchangeIndex<H> index;
+  const __m512 x = (__m512)a, y = (__m512)b;
+  a = (vf)_mm512_permutex2var_ps(x, _mm512_load_si512(index.low), y);
+  b = (vf)_mm512_permutex2var_ps(x, _mm512_load_si512(index.high), y);
+}
+#elif FASTCONV_ISA_avx2
+template <int H>
+FASTCONV_INLINE void exchange(vf& a, vf& b) {
+  const __m256 x = (__m256)a, y = (__m256)b;
+  if (H == 1) {
+    a = (vf)_mm256_blend_ps(x, _mm256_moveldup_ps(y), 0xaa);
+    b = (vf)_mm256_blend_ps(_mm256_movehdup_ps(x), y, 0xaa);
+  } else if (H == 2) {
+    a = (vf)_mm256_shuffle_ps(x, y, 0x44);
+    b = (vf)_mm256_shuffle_ps(x, y, 0xee);
+  } else {
+    a = (vf)_mm256_permute2f128_ps(x, y, 0x20);
+    b = (vf)_mm256_permute2f128_ps(x, y, 0x31);
+  }
+}
+#else
+template <int H>
+FASTCONV_INLINE void exchange(vf& a, vf& b) {
+  const vf x = a, y = b;
+  for (int l = 0; l < L; ++l) {
+    a[l] = l & H ? y[l ^ H] : x[l];
+    b[l] = l & H ? y[l] : x[l ^ H];
+  }
+}
+#endif
+
+template <int H = 1>
+FASTCONV_INLINE void transpose(vf* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i)
+    if (!(i & H)) exchange<H>(rows[i], rows[i + H]);
+  if constexpr (2 * H < L) transpose<2 * H>(rows);
+}
+
+// ---- runs of a map <-> float32 ----
+template <class T>
+FASTCONV_INLINE vf load_lanes(const T* p, int64_t n) { return n >= L ? load(p) : load_part(p, int(n)); }
+template <class T>
+FASTCONV_INLINE void store_lanes(T* p, vf v, int64_t n) {
+  if (n >= L)
+    store(p, v);
+  else
+    store_part(p, v, int(n));
+}
+
+// `channels` channels of `pixels` neighbours of a map -> `to`, channels innermost, `step` floats between pixels. Lanes up to the next
+// multiple of L are written too (as 0).
+template <class T>
+inline void load_pixels(const T* from, int64_t channel_stride, int64_t pixel_stride, int64_t channels, int64_t pixels, float* to, int64_t step) {
+  if (channel_stride == 1) {
+    for (int64_t p = 0; p < pixels; ++p)
+      for (int64_t c = 0; c < channels; c += L) store(to + p * step + c, load_lanes(from + p * pixel_stride + c, channels - c));
+    return;
+  }
+  for (int64_t c = 0; c < channels; c += L)
+    for (int64_t p = 0; p < pixels; p += L) {
+      vf block[L];
+      for (int i = 0; i < L; ++i) block[i] = c + i < channels ? load_lanes(from + (c + i) * channel_stride + p, pixels - p) : vf{};
+      transpose(block);
+      const int64_t n = least<int64_t>(L, pixels - p);
+      for (int64_t i = 0; i < n; ++i) store(to + (p + i) * step + c, block[i]);
+    }
+}
+
+template <class T>
+inline void store_pixels(T* to, int64_t channel_stride, int64_t pixel_stride, int64_t channels, int64_t pixels, const float* from, int64_t step) {
+  if (channel_stride == 1) {
+    for (int64_t p = 0; p < pixels; ++p)
+      for (int64_t c = 0; c < channels; c += L) store_lanes(to + p * pixel_stride + c, load(from + p * step + c), channels - c);
+    return;
+  }
+  for (int64_t c = 0; c < channels; c += L)
+    for (int64_t p = 0; p < pixels; p += L) {
+      vf block[L];
+      const int64_t n = least<int64_t>(L, pixels - p);
+      for (int i = 0; i < L; ++i) block[i] = i < n ? load(from + (p + i) * step + c) : vf{};
+      transpose(block);
+      const int64_t rows = least<int64_t>(L, channels - c);
+      for (int64_t i = 0; i < rows; ++i) store_lanes(to + (c + i) * channel_stride + p, block[i], pixels - p);
+    }
+}
+
+// ---- rows of float32 scratch ----
+// g * activation'(z). Where the slope is 0 the gradient is cut, not multiplied: an infinite gradient leaves no NaN there.
+template <Activation A>
+FASTCONV_INLINE vf gated(vf g, vf z) {
+  if (A == Activation::relu) return z <= vf{} ? vf{} : g;
+  if (A == Activation::relu6) return (z <= vf{}) | (z >= set1(6.f)) ? vf{} : g;
+  return g * derivative<A>(z);
+}
+
+// Hands out pieces of one allocation; with no memory behind it, it only counts.
+class Carver {
+ public:
+  explicit Carver(void* memory) : next_(reinterpret_cast<uintptr_t>(memory)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(next_);
+    next_ += round_up(count * int64_t(sizeof(T)), 64);
+    return piece;
+  }
+  int64_t bytes() const { return int64_t(next_); }
+
+ private:
+  uintptr_t next_;
+};
+
+struct Parts {
+  int64_t count, of;
+  int64_t begin(int64_t part) const { return of * part / count; }
+};
+
+DepthwiseBackwardPlan plan_pixels(const DepthwiseBackward& p, const ActivationGate& gate);
+void backward_pixels(
+    const DepthwiseBackward& p, const ActivationGate& gate, const DepthwiseBackwardPlan& plan, int64_t begin, int64_t end, float* partials, void* scratch);
+
+}  // namespace fastconv::FASTCONV_ISA
