@@ -19,8 +19,8 @@ struct ConvGeometry {
   int64_t kh, kw, sh, sw, dh, dw;
   int64_t pt, pb, pl, pr;  // padding: top, bottom, left, right
   int64_t oh, ow;          // output
-  int64_t out_channels() const { return c * multiplier; }
-  int64_t taps() const { return kh * kw; }
+  constexpr int64_t out_channels() const { return c * multiplier; }
+  constexpr int64_t taps() const { return kh * kw; }
 };
 
 // A (N, C, H, W) operand: strides count elements. Layout::contiguous means sw == 1, Layout::channels_last means sc == 1.

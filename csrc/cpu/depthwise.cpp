@@ -13,7 +13,7 @@ Tensor depthwise_conv2d(
   const ConvGeometry g = check_conv(input, weight, "weight", bias, "bias", stride, padding, dilation);
   const Activation act = parse_activation(activation, "activation");
   const Layout layout = suggested_layout(input);
-  if (!kernels().separable_plan || (input.scalar_type() == ScalarType::Double && g.n > 0)) return library::depthwise(input, weight, bias, {stride, padding, dilation}, act);
+  if (input.scalar_type() == ScalarType::Double && g.n > 0) return library::depthwise(input, weight, bias, {stride, padding, dilation}, act);
 
   const Tensor x = to_dense(input, layout), w = to_dense(weight);
   const OptTensor b = to_dense(bias);

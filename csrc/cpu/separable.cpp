@@ -20,7 +20,7 @@ Tensor depthwise_separable_conv2d(
       parse_activation(input_activation, "input_activation"), parse_activation(depthwise_activation, "depthwise_activation"),
       parse_activation(pointwise_activation, "pointwise_activation")};
   const Layout layout = suggested_layout(input);
-  if (!kernels().separable_plan || (input.scalar_type() == ScalarType::Double && g.n > 0))
+  if (input.scalar_type() == ScalarType::Double && g.n > 0)
     return library::separable(input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, {stride, padding, dilation}, act);
 
   const Tensor x = to_dense(input, layout), dw = to_dense(depthwise_weight), pw = to_dense(pointwise_weight);

@@ -109,4 +109,30 @@ FASTCONV_INLINE void with_activation(Activation a, F&& f) {
   }
 }
 
+// The rarer activations share one copy of their code: inlining them into every kernel would multiply its size.
+__attribute__((noinline)) inline void activate_out_of_line(vf* v, int count, Activation a) {
+  with_activation(a, [&](auto c) {
+    for (int i = 0; i < count; ++i) v[i] = activate<c.value>(v[i]);
+  });
+}
+
+// All vectors of a register block.
+template <int N>
+FASTCONV_INLINE void activate_all(vf (&v)[N], Activation a) {
+  if (a == Activation::identity) return;
+  if (a == Activation::relu) {
+#pragma GCC unroll 32
+    for (int i = 0; i < N; ++i) v[i] = activate<Activation::relu>(v[i]);
+  } else if (a == Activation::relu6) {
+#pragma GCC unroll 32
+    for (int i = 0; i < N; ++i) v[i] = activate<Activation::relu6>(v[i]);
+  } else {
+    vf copy[N];
+    for (int i = 0; i < N; ++i) copy[i] = v[i];
+    activate_out_of_line(copy, N, a);
+#pragma GCC unroll 32
+    for (int i = 0; i < N; ++i) v[i] = copy[i];
+  }
+}
+
 }  // namespace fastconv::FASTCONV_ISA

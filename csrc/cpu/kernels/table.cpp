@@ -5,6 +5,8 @@
 namespace fastconv::FASTCONV_ISA {
 
 void register_depthwise_backward(Kernels&);
+void register_depthwise(Kernels&);
+void register_separable(Kernels&);
 
 namespace {
 
@@ -61,6 +63,8 @@ const Kernels& table() {
     k.fma_peak = &fma_peak;
     k.bf16_peak = &bf16_peak;
     register_depthwise_backward(k);
+    register_depthwise(k);
+    register_separable(k);
     return k;
   }();
   return t;

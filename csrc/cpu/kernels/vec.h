@@ -21,6 +21,22 @@ struct f16 {
 
 #define FASTCONV_INLINE inline __attribute__((always_inline))
 
+// A number known at compile time, to pass to a generic lambda.
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// Calls f with a value of the element type.
+template <class F>
+FASTCONV_INLINE void with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::f16: return f(f16{});
+    case DType::bf16: return f(bf16{});
+    default: return f(float{});
+  }
+}
+
 #if FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16
 constexpr int L = 16;
 #elif FASTCONV_ISA_avx2
@@ -217,6 +233,19 @@ FASTCONV_INLINE vf fma_masked(vf a, const float* p, vf acc, uint32_t bits) { ret
 // Both propagate a NaN in `a`, as PyTorch's activations do.
 FASTCONV_INLINE vf max(vf b, vf a) { return a < b ? b : a; }
 FASTCONV_INLINE vf min(vf b, vf a) { return b < a ? b : a; }
+
+// Sign bit of every lane.
+FASTCONV_INLINE uint32_t sign_bits(vi v) {
+#if FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16
+  return _mm512_movepi32_mask((__m512i)v);
+#elif FASTCONV_ISA_avx2
+  return (uint32_t)_mm256_movemask_ps((__m256)v);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < L; ++i) bits |= uint32_t(v[i] < 0) << i;
+  return bits;
+#endif
+}
 
 FASTCONV_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 FASTCONV_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }

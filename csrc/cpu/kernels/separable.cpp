@@ -1,0 +1,377 @@
+// Fused separable forward: the depthwise result of a tile of pixels goes into an L2-resident scratch in the form the product reads it, and is consumed at once.
+//
+//   channels_last  scratch [pixel][channel]; vectors run over output channels (packed weights), pixels are broadcast
+//   contiguous     scratch [panel of pixels][channel][pixel]; vectors run over pixels, weights are broadcast
+#include "../kernels.h"
+#include "gemm.h"
+#include "stage.h"
+#include "stage_nchw.h"
+
+namespace fastconv::FASTCONV_ISA {
+namespace {
+
+constexpr int64_t kScratchBudget = 448 << 10;  // bytes of depthwise results resident at a time: leaves room in a 1 MB L2 for a panel of weights
+constexpr int64_t kMaxPixelsNhwc = 192, kMaxPixelsNchw = 384;
+
+int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
+
+// Rows of the scratch start on different cache sets: an odd number of cache lines apart.
+int64_t odd_lines(int64_t elements, int64_t size) {
+  const int64_t per_line = 64 / size, lines = ceil_div(elements, per_line);
+  return (lines | 1) * per_line;
+}
+
+bool use_bf16_dot(const SeparableForward& p) { return kBf16Dot && p.dtype == DType::bf16 && p.layout == Layout::channels_last; }
+
+int64_t panel_begin(int64_t vectors, int64_t panels, int64_t panel) { return vectors * panel / panels; }
+
+// Tiles of equal size, a multiple of `unit`, at most `most` pixels, and enough of them for every thread.
+int64_t tile_size(int64_t pixels, int64_t most, int64_t unit, int threads) {
+  int64_t tiles = ceil_div(pixels, max64(unit, most / unit * unit));
+  if (threads > 1) tiles = round_up(tiles, threads);
+  return max64(unit, round_up(ceil_div(pixels, tiles), unit));
+}
+
+SeparablePlan plan(const SeparableForward& p, int threads) {
+  const ConvGeometry& g = p.g;
+  const int64_t channels = g.out_channels(), pixels = g.oh * g.ow;
+  SeparablePlan s = {};
+  s.panel_rows = kRows;
+  s.bf16_dot = use_bf16_dot(p);
+  s.splits = 1;
+  if (p.layout == Layout::channels_last) {
+    const int64_t vectors = ceil_div(p.o, L), size = s.bf16_dot ? 2 : 4;
+    s.panel_vectors = kPanelVectors;
+    s.panels = ceil_div(vectors, kPanelVectors);
+    s.row_stride = odd_lines(round_up(channels, 2 * L), size);
+    const int64_t most = min64(kMaxPixelsNhwc, max64(kRows * 4, kScratchBudget / (s.row_stride * size)));
+    s.tile_pixels = tile_size(g.n * pixels, most, kRows, threads);
+    s.tiles = ceil_div(g.n * pixels, s.tile_pixels);
+    s.items = s.tiles;
+    if (s.tiles < threads) {
+      // Each split repeats the depthwise part, which is small beside its share of the product.
+      s.splits = min64(s.panels, ceil_div(threads, s.tiles));
+      s.items = s.tiles * s.splits;
+    }
+    s.scratch_bytes = s.tile_pixels * s.row_stride * size;
+    const int64_t k_count = s.bf16_dot ? ceil_div(channels, 2) : channels;
+    s.packed_bytes = align64(4 * stage_weight_floats(g)) + align64(4 * vectors * L) + 4 * vectors * L * k_count;
+    s.pack_items = s.panels + 1;
+  } else {
+    s.flat = flat_in_place(g, p.dtype, p.input_activation);
+    s.panel_vectors = kGroup;
+    const int64_t most = min64(kMaxPixelsNchw, max64(kGroupPixels, kScratchBudget / (4 * channels)));
+    s.tile_pixels = tile_size(pixels, most, kGroupPixels, g.n >= threads ? 1 : threads);
+    s.tiles = ceil_div(pixels, s.tile_pixels);
+    s.panels = s.tile_pixels / kGroupPixels;
+    s.items = s.tiles * g.n;
+    if (s.items < threads) {
+      s.splits = min64(ceil_div(p.o, 4 * kRows), ceil_div(threads, s.items));
+      s.items *= s.splits;
+    }
+    s.row_stride = kGroupPixels;
+    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + tile_taps_bytes(s.panels, g.taps()) + (s.flat ? 0 : 4 * stage_floats(g, s.tile_pixels));
+    // Depthwise weights and bias, pointwise bias and (16-bit inputs) pointwise weights, all as float32.
+    s.packed_bytes = align64(4 * channels * (g.taps() + 1)) + align64(4 * p.o) + (p.dtype == DType::f32 ? 0 : 4 * p.o * channels);
+    s.pack_items = 1 + (p.dtype == DType::f32 ? 0 : ceil_div(p.o, 16));
+  }
+  return s;
+}
+
+// ---- channels_last ------------------------------------------------------------------------------------------------------------
+
+struct PackedNhwc {
+  float* depthwise;
+  float* bias;
+  void* panels;  // float32 or pairs of bfloat16: [panel][k][vectors of the panel * L]
+};
+PackedNhwc place_nhwc(const SeparableForward& p, void* packed) {
+  char* at = static_cast<char*>(packed);
+  PackedNhwc w;
+  w.depthwise = reinterpret_cast<float*>(at);
+  at += align64(4 * stage_weight_floats(p.g));
+  w.bias = reinterpret_cast<float*>(at);
+  at += align64(4 * ceil_div(p.o, L) * L);
+  w.panels = at;
+  return w;
+}
+
+FASTCONV_INLINE float panel_element(const float* weight, int64_t k, int64_t, float*) { return weight[k]; }
+FASTCONV_INLINE float panel_element(const f16* weight, int64_t k, int64_t, float*) { return to_float(weight[k]); }
+FASTCONV_INLINE float panel_element(const bf16* weight, int64_t k, int64_t, float*) { return to_float(weight[k]); }
+FASTCONV_INLINE uint32_t panel_element(const bf16* weight, int64_t k, int64_t channels, uint32_t*) {
+  return weight[2 * k].bits | (2 * k + 1 < channels ? uint32_t(weight[2 * k + 1].bits) << 16 : 0u);
+}
+
+// Weights (O, K) -> [k][lane] of one panel: a transpose, in blocks that keep both sides in L1.
+template <class T, class Element>
+void pack_panel(const T* weight, int64_t o, int64_t channels, int64_t k_count, int64_t first, int64_t lanes, Element* to) {
+  constexpr int64_t kBlock = 16;
+  for (int64_t k0 = 0; k0 < k_count; k0 += kBlock) {
+    const int64_t k1 = min64(k_count, k0 + kBlock);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const T* row = weight + (first + lane) * channels;
+      if (first + lane < o)
+        for (int64_t k = k0; k < k1; ++k) to[k * lanes + lane] = panel_element(row, k, channels, static_cast<Element*>(nullptr));
+      else
+        for (int64_t k = k0; k < k1; ++k) to[k * lanes + lane] = Element(0);
+    }
+  }
+}
+
+template <class T, class Element>
+void pack_nhwc(const SeparableForward& p, const SeparablePlan& s, int64_t begin, int64_t end, void* packed) {
+  const PackedNhwc w = place_nhwc(p, packed);
+  const int64_t channels = p.g.out_channels(), vectors = ceil_div(p.o, L), k_count = s.bf16_dot ? ceil_div(channels, 2) : channels;
+  for (int64_t item = begin; item < end; ++item) {
+    if (item == s.panels) {
+      stage_pack_nhwc(p.g, static_cast<const T*>(p.depthwise_weight), static_cast<const T*>(p.depthwise_bias), w.depthwise);
+      const T* bias = static_cast<const T*>(p.pointwise_bias);
+      for (int64_t i = 0; i < vectors * L; ++i) w.bias[i] = bias && i < p.o ? to_float(bias[i]) : 0.f;
+      continue;
+    }
+    const int64_t v0 = panel_begin(vectors, s.panels, item), v1 = panel_begin(vectors, s.panels, item + 1);
+    pack_panel(
+        static_cast<const T*>(p.pointwise_weight), p.o, channels, k_count, v0 * L, (v1 - v0) * L, static_cast<Element*>(w.panels) + v0 * L * k_count);
+  }
+}
+
+// A register block to memory: + residual, activation. Row r goes to out + r * pitch; lanes beyond `lanes` and rows beyond `rows` are dropped.
+template <int R, int NV, class T>
+FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, int64_t pitch) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (r >= rows) break;
+    if (residual)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        const T* res = residual + r * pitch + v * L;
+        const int64_t n = lanes - v * L;
+        if (n >= L)
+          acc[r][v] += load(res);
+        else if (n > 0)
+          acc[r][v] += load_part(res, int(n));
+      }
+    activate_all(acc[r], activation);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const int64_t n = lanes - v * L;
+      T* to = out + r * pitch + v * L;
+      if (n >= L)
+        store(to, acc[r][v]);
+      else if (n > 0)
+        store_part(to, acc[r][v], int(n));
+    }
+  }
+}
+
+template <class Dot, int NV, class T>
+__attribute__((noinline)) void block_nhwc(
+    const SeparableForward& p, int64_t k_count, const typename Dot::Element* panel, const typename Dot::Element* a, int64_t row_stride, const float* bias,
+    int rows, int64_t lanes, const T* residual, T* out) {
+  vf acc[kRows][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) acc[r][v] = load(bias + v * L);
+  gemm_block<Dot, NV, kRows>(k_count, panel, NV * L, a, row_stride, 1, acc);
+  finish(acc, rows, lanes, p.pointwise_activation, residual, out, p.o);
+}
+
+// Scratch: float32 for float32 products, bfloat16 read as pairs for dot products.
+template <class Dot>
+struct ScratchOf {
+  using type = float;
+};
+#if FASTCONV_ISA_avx512_bf16
+template <>
+struct ScratchOf<BF16Dot> {
+  using type = bf16;
+};
+#endif
+
+template <class T, class Dot>
+void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNhwc& w, int64_t tile, int64_t split, void* scratch) {
+  using Element = typename Dot::Element;
+  using Stored = typename ScratchOf<Dot>::type;
+  const ConvGeometry& g = p.g;
+  const int64_t channels = g.out_channels(), plane = g.oh * g.ow, p0 = tile * s.tile_pixels, p1 = min64(g.n * plane, p0 + s.tile_pixels);
+  Stored* a = static_cast<Stored*>(scratch);
+  for (int64_t at = p0; at < p1;) {
+    const int64_t n = at / plane, oy = (at - n * plane) / g.ow, x0 = at - n * plane - oy * g.ow, x1 = min64(g.ow, x0 + p1 - at);
+    stage_row_nhwc<T>(g, w.depthwise, p.x, n, oy, x0, x1, p.input_activation, p.depthwise_activation, a + (at - p0) * s.row_stride, s.row_stride);
+    at += x1 - x0;
+  }
+  if (Dot::kStep == 2 && channels % 2)  // the odd channel's partner
+    for (int64_t r = 0; r < p1 - p0; ++r) memset(static_cast<void*>(a + r * s.row_stride + channels), 0, sizeof(Stored));
+
+  const int64_t vectors = ceil_div(p.o, L), k_count = ceil_div(channels, Dot::kStep), row_stride = s.row_stride / Dot::kStep;
+  const Element* rows = static_cast<const Element*>(scratch);
+  const T* residual = static_cast<const T*>(p.residual.data);
+  T* out = static_cast<T*>(p.out.data);
+  const int64_t first = s.panels * split / s.splits, last = s.panels * (split + 1) / s.splits;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const int64_t v0 = panel_begin(vectors, s.panels, panel), nv = panel_begin(vectors, s.panels, panel + 1) - v0;
+    const Element* weights = static_cast<const Element*>(w.panels) + v0 * L * k_count;
+    for (int64_t r = 0; r < p1 - p0; r += kRows) {
+      const int64_t offset = (p0 + r) * p.o + v0 * L;
+      const int count = int(min64(kRows, p1 - p0 - r));
+      auto block = [&](auto width) __attribute__((always_inline)) {
+        block_nhwc<Dot, width.value, T>(
+            p, k_count, weights, rows + r * row_stride, row_stride, w.bias + v0 * L, count, p.o - v0 * L, residual ? residual + offset : nullptr, out + offset);
+      };
+      switch (nv) {
+        case 1: block(Int<1>{}); break;
+        case 2: block(Int<2>{}); break;
+        case 3: block(Int<(kPanelVectors >= 3 ? 3 : 1)>{}); break;
+        default: block(Int<(kPanelVectors >= 4 ? 4 : 1)>{}); break;
+      }
+    }
+  }
+}
+
+// ---- contiguous ---------------------------------------------------------------------------------------------------------------
+
+struct PackedNchw {
+  float* depthwise;  // [channel][tap]
+  float* depthwise_bias;
+  float* bias;
+  const float* weights;  // (O, K)
+};
+PackedNchw place_nchw(const SeparableForward& p, void* packed) {
+  char* at = static_cast<char*>(packed);
+  PackedNchw w;
+  w.depthwise = reinterpret_cast<float*>(at);
+  w.depthwise_bias = w.depthwise + p.g.out_channels() * p.g.taps();
+  at += align64(4 * p.g.out_channels() * (p.g.taps() + 1));
+  w.bias = reinterpret_cast<float*>(at);
+  at += align64(4 * p.o);
+  w.weights = p.dtype == DType::f32 ? static_cast<const float*>(p.pointwise_weight) : reinterpret_cast<const float*>(at);
+  return w;
+}
+
+template <class T>
+void pack_nchw(const SeparableForward& p, int64_t begin, int64_t end, void* packed) {
+  const PackedNchw w = place_nchw(p, packed);
+  const int64_t channels = p.g.out_channels();
+  for (int64_t item = begin; item < end; ++item) {
+    if (item == 0) {
+      const T *dw = static_cast<const T*>(p.depthwise_weight), *db = static_cast<const T*>(p.depthwise_bias), *pb = static_cast<const T*>(p.pointwise_bias);
+      for (int64_t i = 0; i < channels * p.g.taps(); ++i) w.depthwise[i] = to_float(dw[i]);
+      for (int64_t i = 0; i < channels; ++i) w.depthwise_bias[i] = db ? to_float(db[i]) : 0.f;
+      for (int64_t i = 0; i < p.o; ++i) w.bias[i] = pb ? to_float(pb[i]) : 0.f;
+    } else {
+      const T* from = static_cast<const T*>(p.pointwise_weight);
+      float* to = const_cast<float*>(w.weights);
+      for (int64_t i = (item - 1) * 16 * channels; i < min64(p.o, item * 16) * channels; ++i) to[i] = to_float(from[i]);
+    }
+  }
+}
+
+template <int R, class T>
+__attribute__((noinline)) void block_nchw(
+    const SeparableForward& p, int64_t channels, const float* panel, const float* weights, const float* bias, int64_t pixels, const T* residual, T* out) {
+  const int64_t plane = p.g.oh * p.g.ow;
+  vf acc[R][kGroup];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kGroup; ++v) acc[r][v] = set1(bias[r]);
+  gemm_block<F32Dot, kGroup, R>(channels, panel, kGroupPixels, weights, channels, 1, acc);
+  finish(acc, R, pixels, p.pointwise_activation, residual, out, plane);
+}
+
+template <class T>
+void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNchw& w, int64_t n, int64_t tile, int64_t split, void* scratch) {
+  const ConvGeometry& g = p.g;
+  const int64_t channels = g.out_channels(), plane = g.oh * g.ow, taps = g.taps(), p0 = tile * s.tile_pixels, p1 = min64(plane, p0 + s.tile_pixels);
+  const int64_t groups = ceil_div(p1 - p0, kGroupPixels);
+  char* at = static_cast<char*>(scratch);
+  float* panels = reinterpret_cast<float*>(at);
+  at += align64(4 * s.tile_pixels * channels);
+  const TileTaps tile_taps = place_tile_taps(at, s.panels, taps);
+  float* staged = reinterpret_cast<float*>(at + tile_taps_bytes(s.panels, taps));
+  const StageShape shape = stage_shape(g, p0, p1);
+  if (s.flat)
+    flat_tile_taps(g, p0, p1, tile_taps);
+  else
+    staged_taps(g, shape, tile_taps.taps);
+
+  const T* image = static_cast<const T*>(p.x.data) + n * p.x.sn;
+  for (int64_t c = 0; c < channels; ++c) {
+    const T* x = image + c / g.multiplier * p.x.sc;
+    const float* from;
+    if (s.flat) {
+      from = reinterpret_cast<const float*>(x) + p0;
+    } else {
+      if (c % g.multiplier == 0) stage_plane(g, shape, x, p.x.sh, p.input_activation, staged);
+      from = staged + p0 - shape.oy0 * g.ow;
+    }
+    stage_channel(
+        from, groups, s.flat, tile_taps, taps, w.depthwise + c * taps, w.depthwise_bias[c], p.depthwise_activation, [&](int64_t group, vf(&acc)[kGroup]) {
+          float* to = panels + (group * channels + c) * kGroupPixels;
+          for (int v = 0; v < kGroup; ++v) store(to + v * L, acc[v]);
+        });
+  }
+
+  const T* residual = static_cast<const T*>(p.residual.data);
+  T* out = static_cast<T*>(p.out.data);
+  const int64_t first = p.o * split / s.splits, last = p.o * (split + 1) / s.splits;
+  for (int64_t group = 0; group < groups; ++group) {
+    const float* panel = panels + group * channels * kGroupPixels;
+    const int64_t pixel = p0 + group * kGroupPixels, pixels = p1 - pixel;
+    auto block = [&](auto rows, int64_t o) __attribute__((always_inline)) {
+      const int64_t offset = (n * p.o + o) * plane + pixel;
+      block_nchw<rows.value, T>(p, channels, panel, w.weights + o * channels, w.bias + o, pixels, residual ? residual + offset : nullptr, out + offset);
+    };
+    int64_t o = first;
+    for (; o + kRows <= last; o += kRows) block(Int<kRows>{}, o);
+    // The last rows overlap their predecessors: the same values are written twice.
+    if (o < last && last - first >= kRows)
+      block(Int<kRows>{}, last - kRows);
+    else
+      for (; o < last; ++o) block(Int<1>{}, o);
+  }
+}
+
+// ---- entries -----------------------------------------------------------------------------------------------------------------
+
+void pack(const SeparableForward& p, const SeparablePlan& s, int64_t begin, int64_t end, void* packed) {
+  if (s.bf16_dot) return pack_nhwc<bf16, uint32_t>(p, s, begin, end, packed);
+  with_type(p.dtype, [&](auto t) {
+    if (p.layout == Layout::channels_last)
+      pack_nhwc<decltype(t), float>(p, s, begin, end, packed);
+    else
+      pack_nchw<decltype(t)>(p, begin, end, packed);
+  });
+}
+
+void forward(const SeparableForward& p, const SeparablePlan& s, const void* packed, int64_t begin, int64_t end, void* scratch) {
+  void* weights = const_cast<void*>(packed);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t split = item % s.splits, tile = item / s.splits;
+    if (p.layout == Layout::channels_last) {
+      const PackedNhwc w = place_nhwc(p, weights);
+#if FASTCONV_ISA_avx512_bf16
+      if (s.bf16_dot) {
+        tile_nhwc<bf16, BF16Dot>(p, s, w, tile, split, scratch);
+        continue;
+      }
+#endif
+      with_type(p.dtype, [&](auto t) { tile_nhwc<decltype(t), F32Dot>(p, s, w, tile, split, scratch); });
+    } else {
+      const PackedNchw w = place_nchw(p, weights);
+      with_type(p.dtype, [&](auto t) { tile_nchw<decltype(t)>(p, s, w, tile / s.tiles, tile % s.tiles, split, scratch); });
+    }
+  }
+}
+
+}  // namespace
+
+void register_separable(Kernels& k) {
+  k.separable_plan = &plan;
+  k.separable_pack = &pack;
+  k.separable_forward = &forward;
+}
+
+}  // namespace fastconv::FASTCONV_ISA

@@ -1,0 +1,132 @@
+// Depthwise convolution of a run of output pixels, the part shared by the stand-alone kernel and the fused one.
+//
+// Padding never enters an inner loop: an output row is cut into segments whose pixels share the same range of valid taps, so the taps outside
+// the map are not computed at all and dilation changes offsets, not work.
+#pragma once
+#include "activation.h"
+#include "common/shape.h"
+
+namespace fastconv::FASTCONV_ISA {
+
+constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Taps t with 0 <= start + t * dilation < size are [lo, hi).
+struct TapRange {
+  int64_t lo, hi;
+};
+FASTCONV_INLINE TapRange valid_taps(int64_t start, int64_t dilation, int64_t taps, int64_t size) {
+  const int64_t lo = start < 0 ? min64(taps, ceil_div(-start, dilation)) : 0;
+  const int64_t hi = start < size ? min64(taps, (size - 1 - start) / dilation + 1) : 0;
+  return {lo, max64(lo, hi)};
+}
+
+// End of the run of output columns from `x` on whose valid horizontal taps are `taps`: tap lo - 1 enters from the left, tap hi - 1 leaves to the right.
+FASTCONV_INLINE int64_t segment_end(const ConvGeometry& g, int64_t x, TapRange taps, int64_t limit) {
+  int64_t end = limit;
+  if (taps.lo > 0) end = min64(end, ceil_div(g.pl - (taps.lo - 1) * g.dw, g.sw));
+  if (taps.hi > taps.lo) end = min64(end, (g.w - 1 + g.pl - (taps.hi - 1) * g.dw) / g.sw + 1);
+  return max64(end, x + 1);
+}
+
+// ---- channels_last ------------------------------------------------------------------------------------------------------------
+
+// Weights as the stage reads them: float32, [tap][channel], channels padded with zeros to whole vectors; the bias row comes last.
+constexpr int64_t stage_weight_floats(const ConvGeometry& g) { return (g.taps() + 1) * round_up(g.out_channels(), L); }
+
+template <class T>
+void stage_pack_nhwc(const ConvGeometry& g, const T* weight, const T* bias, float* packed) {
+  const int64_t channels = g.out_channels(), pitch = round_up(channels, L), taps = g.taps();
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t c = 0; c < channels; ++c) packed[t * pitch + c] = to_float(weight[c * taps + t]);
+    for (int64_t c = channels; c < pitch; ++c) packed[t * pitch + c] = 0.f;
+  }
+  for (int64_t c = 0; c < pitch; ++c) packed[taps * pitch + c] = bias && c < channels ? to_float(bias[c]) : 0.f;
+}
+
+// How input values are read: as they are, through ReLU, or with everything else (depth multiplier, other input activations).
+enum class Read { plain, relu, general };
+
+template <Read R, class T>
+FASTCONV_INLINE vf read_channels(const T* x, int64_t c, int n, const ConvGeometry& g, Activation input_activation) {
+  if constexpr (R == Read::plain) return n == L ? load(x + c) : load_part(x + c, n);
+  if constexpr (R == Read::relu) return max(vf{}, n == L ? load(x + c) : load_part(x + c, n));
+  T lanes[L] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = x[(c + i) / g.multiplier];
+  vf v[1] = {load(lanes)};
+  activate_all(v, input_activation);
+  return v[0];
+}
+
+// U neighbouring pixels of one segment, all channels. `x` is the input pixel under tap (0, 0) of the first, `step` the distance of two pixels.
+template <int U, Read R, class T, class Out>
+FASTCONV_INLINE void stage_block_nhwc(
+    const ConvGeometry& g, const float* packed, TapRange ty, TapRange tx, const T* x, int64_t row, int64_t column, int64_t step, Activation input_activation,
+    Activation activation, Out* out, int64_t out_step) {
+  const int64_t channels = g.out_channels(), pitch = round_up(channels, L);
+  const float* bias = packed + g.taps() * pitch;
+  auto vectors = [&](int64_t c, int n) __attribute__((always_inline)) {
+    vf acc[U];
+    const vf b = load(bias + c);
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) acc[u] = b;
+    for (int64_t i = ty.lo; i < ty.hi; ++i) {
+      const T* xt = x + i * row + tx.lo * column;
+      const float* wt = packed + (i * g.kw + tx.lo) * pitch + c;
+      for (int64_t j = tx.lo; j < tx.hi; ++j, xt += column, wt += pitch) {
+        const vf w = load(wt);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u) acc[u] = fma(w, read_channels<R>(xt + u * step, c, n, g, input_activation), acc[u]);
+      }
+    }
+    activate_all(acc, activation);
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u) {
+      if (n == L)
+        store(out + u * out_step + c, acc[u]);
+      else
+        store_part(out + u * out_step + c, acc[u], n);
+    }
+  };
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) vectors(c, L);
+  if (c < channels) vectors(c, int(channels - c));
+}
+
+// Output pixels [x0, x1) of row `oy` of image `n`, all channels, to out[pixel - x0][channel] with pitch out_step.
+template <Read R, class T, class Out>
+void stage_row_nhwc(
+    const ConvGeometry& g, const float* packed, const MapView& view, int64_t n, int64_t oy, int64_t x0, int64_t x1, Activation input_activation,
+    Activation activation, Out* out, int64_t out_step) {
+  const int64_t iy = oy * g.sh - g.pt;
+  const TapRange ty = valid_taps(iy, g.dh, g.kh, g.h);
+  const T* base = static_cast<const T*>(view.data) + n * view.sn;
+  const int64_t row = g.dh * view.sh, column = g.dw * view.sw, step = g.sw * view.sw;
+  for (int64_t x = x0; x < x1;) {
+    const TapRange tx = valid_taps(x * g.sw - g.pl, g.dw, g.kw, g.w);
+    const int64_t end = segment_end(g, x, tx, x1);
+    auto block = [&](auto width) __attribute__((always_inline)) {
+      // Taps outside are never dereferenced, so this address may lie outside the map.
+      const T* corner = base + iy * view.sh + (x * g.sw - g.pl) * view.sw;
+      stage_block_nhwc<width.value, R>(g, packed, ty, tx, corner, row, column, step, input_activation, activation, out + (x - x0) * out_step, out_step);
+      x += width.value;
+    };
+    while (x + 8 <= end) block(Int<8>{});
+    if (x + 4 <= end) block(Int<4>{});
+    while (x < end) block(Int<1>{});
+  }
+}
+
+template <class T, class Out>
+void stage_row_nhwc(
+    const ConvGeometry& g, const float* packed, const MapView& view, int64_t n, int64_t oy, int64_t x0, int64_t x1, Activation input_activation,
+    Activation activation, Out* out, int64_t out_step) {
+  if (g.multiplier == 1 && input_activation == Activation::identity)
+    stage_row_nhwc<Read::plain, T>(g, packed, view, n, oy, x0, x1, input_activation, activation, out, out_step);
+  else if (g.multiplier == 1 && input_activation == Activation::relu)
+    stage_row_nhwc<Read::relu, T>(g, packed, view, n, oy, x0, x1, input_activation, activation, out, out_step);
+  else
+    stage_row_nhwc<Read::general, T>(g, packed, view, n, oy, x0, x1, input_activation, activation, out, out_step);
+}
+
+}  // namespace fastconv::FASTCONV_ISA
