@@ -5,6 +5,7 @@
 // threads there are.
 #pragma once
 #include "common/params.h"
+#include "common/params_pool.h"
 
 namespace fastconv {
 
@@ -73,6 +74,15 @@ struct Kernels {
   void (*depthwise_backward)(
       const DepthwiseBackward&, const ActivationGate&, const DepthwiseBackwardPlan&, int64_t begin, int64_t end, void* partials, void* scratch);
   void (*depthwise_backward_reduce)(const DepthwiseBackward&, const DepthwiseBackwardPlan&, int64_t begin, int64_t end, const void* partials);
+  PoolPlan (*max_pool_plan)(const MaxPool&, int threads);
+  void (*max_pool)(const MaxPool&, const PoolPlan&, int64_t begin, int64_t end, void* scratch);
+  PoolPlan (*max_pool_backward_plan)(const MaxPoolBackward&, int threads);
+  void (*max_pool_backward)(const MaxPoolBackward&, const PoolPlan&, int64_t begin, int64_t end, void* scratch);
+  PoolPlan (*avg_pool_plan)(const AvgPool&, int threads);
+  void (*avg_pool)(const AvgPool&, const PoolPlan&, int64_t begin, int64_t end, void* scratch);
+  // Items: rows of the map (stitch), of the fragments together (shift).
+  void (*shift)(const ShiftStitch&, int64_t begin, int64_t end);
+  void (*stitch)(const ShiftStitch&, int64_t begin, int64_t end);
 
   // Independent multiply-add chains for `rounds` rounds; returns the floating-point operations done. The machine's own ceiling.
   double (*fma_peak)(int64_t rounds);

@@ -7,6 +7,10 @@ namespace fastconv::FASTCONV_ISA {
 void register_depthwise_backward(Kernels&);
 void register_depthwise(Kernels&);
 void register_separable(Kernels&);
+void register_pooling_max(Kernels&);
+void register_pooling_max_backward(Kernels&);
+void register_pooling_avg(Kernels&);
+void register_shift_stitch(Kernels&);
 
 namespace {
 
@@ -65,6 +69,10 @@ const Kernels& table() {
     register_depthwise_backward(k);
     register_depthwise(k);
     register_separable(k);
+    register_pooling_max(k);
+    register_pooling_max_backward(k);
+    register_pooling_avg(k);
+    register_shift_stitch(k);
     return k;
   }();
   return t;
