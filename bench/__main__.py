@@ -15,7 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="REGEX", help="only cases whose id matches, e.g. 'separable-forward-float32/xception'")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads of every contestant; default: all usable cores")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder for result.json, table.md and the plots")
+    parser.add_argument("--out", type=Path, help="folder for result.json, table.md and plots; default: bench/results/DEVICE, bench/out for a part of the cases")
     commands = parser.add_subparsers(dest="command", title="instead of measuring")
     commands.add_parser("list", help="print the ids of the chosen cases")
     again = commands.add_parser("report", help="print, write and draw again from a result")

@@ -18,6 +18,8 @@ MIB = 2**20
 # From inside one core's L2 to well beyond any last-level cache of a small machine.
 COPY_FOOTPRINTS = tuple(size * MIB for size in (1, 2, 4, 8, 16, 32, 64, 128, 256))
 MATRIX_SIZES = (768, 1536, 2304)
+# Some ten milliseconds of a register loop, long against starting a thread.
+ROUNDS = 500_000
 PACKAGES = ("torch", "triton", "onnxruntime", "onnx", "openvino", "numpy", "fastconv")
 
 
@@ -51,8 +53,8 @@ def _isa() -> str:
     try:
         from fastconv import _C
 
-        return _C.cpu_isa()
-    except (ImportError, AttributeError):
+        return _C.isa()["active"]
+    except ImportError:
         return torch.backends.cpu.get_cpu_capability()
 
 
@@ -116,14 +118,19 @@ def slug(description: dict) -> str:
     return re.sub(r"[^a-z0-9]+", "-", description["name"].lower()).strip("-") + threads
 
 
+def timed(call) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def _best_seconds(call, budget: float) -> float:
     """The fastest of as many calls as fit into the budget, at least three."""
     call()
     best, end, count = float("inf"), time.perf_counter() + budget, 0
     while count < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        best, count = min(best, time.perf_counter() - start), count + 1
+        best, count = min(best, timed(call)), count + 1
     return best
 
 
@@ -155,23 +162,28 @@ def _matrix_rate(dtype: torch.dtype, size: int, device: str = "cpu") -> float:
     return 2 * size**3 / seconds
 
 
-def _native_peak(dtype: str) -> dict[str, float]:
-    """The register-only FMA loop of fastconv's own library, where it is built and has one for the dtype."""
+def _register_rate(dtype: str, pool: ThreadPoolExecutor, threads: int) -> dict[str, float]:
+    """fastconv's own loops over registers, multiply-adds or bfloat16 dot products, where its library is built and the machine has them."""
     try:
         from fastconv import _C
-
-        return {"fma_peak": _C.fma_peak(torch.get_num_threads(), 0.2, dtype)}
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError):
+    except ImportError:
         return {}
+    if dtype == "bfloat16" and not _C.isa()["bf16_dot"]:
+        return {}
+    loop = {"float32": _C.fma_flops, "bfloat16": _C.bf16_dot_flops}[dtype]
+    done = []
+    seconds = _best_seconds(lambda: done.append(sum(pool.map(loop, [ROUNDS] * threads))), 0.3)
+    return {"registers": done[-1] / seconds}
 
 
 def cpu_peaks() -> dict[str, dict]:
     """FLOP/s by dtype: the best of every probe, each one named."""
-    peaks = {}
-    for name in ("float32", "bfloat16"):
-        probes = {f"torch.mm {size}": _matrix_rate(getattr(torch, name), size) for size in MATRIX_SIZES}
-        probes |= _native_peak(name)
-        peaks[name] = {"rate": max(probes.values()), "probes": probes}
+    peaks, threads = {}, torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for name in ("float32", "bfloat16"):
+            probes = {f"torch.mm {size}": _matrix_rate(getattr(torch, name), size) for size in MATRIX_SIZES}
+            probes |= _register_rate(name, pool, threads)
+            peaks[name] = {"rate": max(probes.values()), "probes": probes}
     return peaks
 
 

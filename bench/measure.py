@@ -102,16 +102,21 @@ def _time_on_cpu(problem: Problem, entries: list[Entry], budget: Budget) -> Iter
     yield "timing in turns"
     for entry, figures in zip(entries, in_turns([entry.runner for entry in entries], copies, budget), strict=True):
         entry.record["turns"] = figures
+    best = min((entry.record["turns"]["median"] for entry in entries), default=0.0)
+
+    def by_itself(entry: Entry, name: str, call) -> None:
+        entry.record[name] = alone(call, copies, budget, entry.record["turns"]["median"], best)
+
     for entry in entries:
         yield f"timing {entry.rival.name} alone"
-        entry.record["alone"] = alone(entry.runner.call, copies, budget)
+        by_itself(entry, "alone", entry.runner.call)
         if entry.runner.allocating:
-            entry.record["allocating"] = alone(entry.runner.allocating, copies, budget)
+            by_itself(entry, "allocating", entry.runner.allocating)
     if problem.output_bytes >= FRESH_PAGES and malloc(RECYCLED):
         yield "timing with recycled memory"
         for entry in entries:
             if not entry.runner.bound:
-                entry.record["recycled"] = alone(entry.runner.call, copies, budget)
+                by_itself(entry, "recycled", entry.runner.call)
         malloc(GROWN)
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -139,7 +144,7 @@ class Bench:
     def _steps(self, case: Case) -> Iterator[str]:
         yield "making the inputs and the float64 answer"
         problem = Problem(case, self.device, self.cache_bytes)
-        entries = self._entries(case)
+        entries = [Entry(rival, layout, {"rival": rival.name, "layout": layout}) for rival, layout in self.pairings(case)]
         for entry in entries:
             yield f"building {entry.rival.name} {entry.layout}"
             _enter(problem, entry)
@@ -154,15 +159,13 @@ class Bench:
             yield from _time_on_cpu(problem, running, self.budget)
         self.record = self._record(case, problem, entries)
 
-    def _entries(self, case: Case) -> list[Entry]:
-        # 16-bit rows are channels_last on a CPU: that is the format the 16-bit rivals and kernels are made for.
-        layouts = ("channels_last",) if self.device == "cpu" and case.dtype != "float32" else ("contiguous", "channels_last")
-        entries = []
+    def pairings(self, case: Case) -> Iterator[tuple[Rival, str]]:
+        """Who runs in which memory format. 16-bit fastconv rows are channels_last on a CPU: the format its 16-bit rivals are made for."""
+        only_nhwc = self.device == "cpu" and case.dtype != "float32"
         for rival in contestants(self.device):
             for layout in rival.layouts:
-                if layout in layouts or not rival.is_subject:
-                    entries.append(Entry(rival, layout, {"rival": rival.name, "layout": layout}))
-        return entries
+                if layout == "channels_last" or not (rival.is_subject and only_nhwc):
+                    yield rival, layout
 
     def _measure_memory(self, problem: Problem, entry: Entry) -> None:
         if self.device == "cuda":

@@ -39,7 +39,7 @@ class Memory:
         if self.reason:
             return None
         if runner.fresh is None:
-            return min(self.peak(lambda: runner.call(0)) for _ in range(2))
+            return self.peak(lambda: runner.call(0))
         self._libc.malloc_trim(0)
         other = runner.fresh()
         return self.peak(lambda: other.call(0))

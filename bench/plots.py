@@ -31,17 +31,35 @@ def _pyplot():
     return plt
 
 
-def _caption(figure, result: dict) -> None:
+def _frame(axes, title: str, result: dict, above: int) -> None:
+    """Title `above` points over the leftmost axes, and under it where and when it was measured."""
     machine = result["machine"]
     threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
-    figure.text(0.01, -0.01, f"{machine['name']}{threads}, {machine['isa']}, commit {machine['commit']}, {machine['date'][:10]}", fontsize=7, color="#777777", va="top")
+    where = f"{machine['name']}{threads}, {machine['isa']}, commit {machine['commit']}, {machine['date'][:10]}"
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    axes.annotate(title, (0, 1), (0, above), fontsize=12, fontweight="bold", **place)
+    axes.annotate(where, (0, 1), (0, above - 12), fontsize=7, color="#777777", **place)
 
 
-def _plain_numbers(axis) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _legend(axes) -> None:
+    """One legend for all panels, right of the last."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.04, 0.5), frameon=False, fontsize=8)
 
+
+def _plain_numbers(axis, steps=(1, 2, 5)) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", length=0)
+
+
+def _ticks(axis, values: list[int]) -> None:
+    """Exactly these ticks on a log axis."""
+    _plain_numbers(axis)
+    axis.set_ticks(values, [str(value) for value in values])
 
 
 def _label(row: Row) -> str:
@@ -69,8 +87,7 @@ def _bars(plt, section: str, group: list[Row], result: dict):
     left.invert_yaxis()
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=8)
     _over_floor(right, layers, group)
-    figure.suptitle(section, x=0.01, y=1.0, ha="left", va="bottom", fontsize=12, fontweight="bold")
-    _caption(figure, result)
+    _frame(left, section, result, 66)
     return figure
 
 
@@ -106,36 +123,38 @@ def _lines(group: list[Row], value) -> dict[tuple[str, str], list[tuple[int, flo
     return lines
 
 
-def _sweep_panel(axes, group: list[Row], value, floor) -> None:
+def _sweep_panel(axes, group: list[Row], value, scale, steps=(1, 2, 5)) -> None:
+    """Values, each divided by the scale of its size, over the size; a line per contestant."""
+    scales = {row.case["height"]: scale(row) for row in group}
     for (name, layout), points in _lines(group, value).items():
         own = name.startswith("fastconv")
-        sizes, values = zip(*sorted(points), strict=True)
-        look = {"color": COLORS[name], "linestyle": STYLES[layout], "linewidth": 2.4 if own else 1.2, "marker": MARKERS[layout], "markersize": 4 if own else 2.5}
+        sizes, values = zip(*sorted((size, figure / scales[size]) for size, figure in points), strict=True)
+        look = {"color": COLORS[name], "linestyle": STYLES[layout], "linewidth": 2.2 if own else 1.2, "marker": MARKERS[layout], "markersize": 4 if own else 2.5}
         axes.plot(sizes, values, label=f"{name} {layout}", zorder=3 if own else 2, **look)
-    low = sorted({(row.case["height"], floor(row)) for row in group})
-    axes.plot(*zip(*low, strict=True), label="floor", **FLOOR_STYLE)
-    sizes = [size for size, _ in low]
-    axes.set(xscale="log", yscale="log", xlabel="height = width")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
+    axes.set(xscale="log", yscale="log")
+    _plain_numbers(axes.yaxis, steps)
+    _ticks(axes.xaxis, sorted(scales))
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
-    _plain_numbers(axes.yaxis)
 
 
-def _sweep(plt, section: str, group: list[Row], result: dict, value, floor, unit: str):
-    """A panel per dilation, size against a figure, a line per contestant, the floor dotted."""
-    panels = grouped(group, lambda row: row.case["dilation"])
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.5 * len(panels) + 0.6, 3.9), sharey=True, squeeze=False)
-    for panel, (dilation, own) in zip(axes[0], sorted(panels.items()), strict=True):
-        _sweep_panel(panel, own, value, floor)
-        panel.set_title(f"dilation {dilation}", fontsize=9)
-    axes[0][0].set_ylabel(unit)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.91, 0.5), frameon=False, fontsize=8)
-    channels = group[0].case["channels"]
-    figure.suptitle(f"{section}, {channels} channels: {unit.split(',')[0]} against resolution", x=0.06, ha="left", fontsize=12, fontweight="bold")
-    _caption(figure, result)
+def _sweep(plt, section: str, group: list[Row], result: dict, value, least, words: tuple[str, str, str]):
+    """A column per dilation. Above: size against a figure, what is needed at least dotted; below: the figure over that least."""
+    what, unit, floor_name = words
+    panels = sorted(grouped(group, lambda row: row.case["dilation"]).items())
+    figure, axes = plt.subplots(2, len(panels), figsize=(3.4 * len(panels), 7), sharex=True, sharey="row", squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.07})
+    for above, below, (dilation, own) in zip(*axes, panels, strict=True):
+        _sweep_panel(above, own, value, lambda row: 1)
+        low = sorted({(row.case["height"], least(row)) for row in own})
+        above.plot(*zip(*low, strict=True), label=floor_name, **FLOOR_STYLE)
+        _sweep_panel(below, own, value, least, (1, 1.5, 2, 3, 5, 7))
+        below.axhline(1, **FLOOR_STYLE)
+        above.set_title(f"dilation {dilation}", fontsize=9)
+        below.set_xlabel("height = width")
+    axes[0][0].set_ylabel(f"{what}, {unit}")
+    axes[1][0].set_ylabel(f"{what} over {floor_name}")
+    _legend(axes[0][-1])
+    _frame(axes[0][0], f"{section}, {group[0].case['channels']} channels: {what} against resolution", result, 36)
     return figure
 
 
@@ -147,34 +166,42 @@ def _needed_megabytes(row: Row) -> float:
     return batch * maps * height * width * itemsize / 1e6
 
 
-def _tax(plt, section: str, group: list[Row], result: dict):
-    """t(dilation) / t(1) against dilation, the larger sizes' geometric mean, a line per contestant."""
+def _tax_lines(group: list[Row]) -> dict[int, dict[tuple[str, str], list[tuple[int, float]]]]:
+    """size -> (name, layout) -> [(dilation, t(dilation) / t(1))]."""
+    panels: dict = {}
+    for (size, name, layout), entries in grouped_entries(group).items():
+        base = entries.get(1)
+        if base:
+            panels.setdefault(size, {})[name, layout] = sorted((dilation, seconds / base) for dilation, seconds in entries.items())
+    return panels
+
+
+def grouped_entries(group: list[Row]) -> dict[tuple[int, str, str], dict[int, float]]:
+    """(size, name, layout) -> dilation -> seconds."""
     times: dict = {}
     for record in {row.record["id"]: row.record for row in group}.values():
         for entry in record["results"]:
             if best_time(entry) is not None:
-                key = (entry["rival"], entry["layout"])
-                times.setdefault(key, {})[record["case"]["height"], record["case"]["dilation"]] = best_time(entry)
-    sizes = sorted({size for line in times.values() for size, _ in line})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(2.3 * len(sizes) + 0.6, 3.2), sharey=True, squeeze=False)
-    for panel, size in zip(axes[0], sizes, strict=True):
-        for (name, layout), line in times.items():
-            base = line.get((size, 1))
-            points = sorted((dilation, seconds / base) for (own, dilation), seconds in line.items() if own == size and base)
-            if points:
-                width = 2.4 if name.startswith("fastconv") else 1.1
-                panel.plot(*zip(*points, strict=True), color=COLORS[name], linestyle=STYLES[layout], linewidth=width, marker=MARKERS[layout], markersize=3, label=f"{name} {layout}")
+                times.setdefault((record["case"]["height"], entry["rival"], entry["layout"]), {})[record["case"]["dilation"]] = best_time(entry)
+    return times
+
+
+def _tax(plt, section: str, group: list[Row], result: dict):
+    """t(dilation) / t(1) against dilation, a panel per size, a line per contestant."""
+    panels = _tax_lines(group)
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 * len(panels), 3.4), sharey=True, squeeze=False, gridspec_kw={"wspace": 0.08})
+    for panel, (size, lines) in zip(axes[0], sorted(panels.items()), strict=True):
+        for (name, layout), points in lines.items():
+            look = {"color": COLORS[name], "linestyle": STYLES[layout], "linewidth": 2.2 if name.startswith("fastconv") else 1.1}
+            panel.plot(*zip(*points, strict=True), marker=MARKERS[layout], markersize=3, label=f"{name} {layout}", **look)
         panel.axhline(1, **FLOOR_STYLE)
-        panel.set(xscale="log", yscale="log", xlabel="dilation", title=f"{size} x {size}")
-        panel.set_xticks(sorted({dilation for line in times.values() for _, dilation in line}))
-        panel.minorticks_off()
-        _plain_numbers(panel.xaxis)
-        _plain_numbers(panel.yaxis)
-    axes[0][0].set_ylabel("time over time at dilation 1")
-    handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(0.91, 0.5), frameon=False, fontsize=8)
-    figure.suptitle(f"{section}: what dilation costs", x=0.06, y=1.02, ha="left", fontsize=12, fontweight="bold")
-    _caption(figure, result)
+        panel.set(xscale="log", xlabel="dilation")
+        panel.set_title(f"{size} x {size}", fontsize=9)
+        _ticks(panel.xaxis, sorted({dilation for points in lines.values() for dilation, _ in points}))
+        panel.grid(axis="y", color="#eeeeee")
+    axes[0][0].set(ylim=(0, None), ylabel="time over time at dilation 1")
+    _legend(axes[0][-1])
+    _frame(axes[0][0], f"{section}: what dilation costs", result, 36)
     return figure
 
 
@@ -187,10 +214,10 @@ def _figures(plt, result: dict):
             yield f"layers_{stem}", _bars(plt, section, group, result)
             continue
         milliseconds = (lambda entry: best_time(entry) * 1e3), (lambda row: row.floor["seconds"] * 1e3)
-        yield f"resolution_time_{stem}", _sweep(plt, section, group, result, *milliseconds, "time, ms")
+        yield f"resolution_time_{stem}", _sweep(plt, section, group, result, *milliseconds, ("time", "ms", "the floor"))
         if any(entry.get("peak_bytes") for row in group for entry in row.record["results"]):
             memory = (lambda entry: (entry.get("peak_bytes") or 0) / 1e6), _needed_megabytes
-            yield f"resolution_memory_{stem}", _sweep(plt, section, group, result, *memory, "peak memory, MB")
+            yield f"resolution_memory_{stem}", _sweep(plt, section, group, result, *memory, ("peak memory", "MB", "the results alone"))
         if len({row.case["dilation"] for row in group}) > 1:
             yield f"dilation_{stem}", _tax(plt, section, group, result)
 

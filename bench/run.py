@@ -69,7 +69,7 @@ def _measure_all(result: dict, cases: list[Case], bench: Bench, screen: Console,
                 progress.update(task, step=f"{case.layer}: {step}")
             result["cases"].append(bench.record)
             progress.advance(task)
-            screen.print(_news(result, bench.record), soft_wrap=True)
+            screen.print(_news(result, bench.record), soft_wrap=True, markup=False)
             # A run that is cut short keeps what it has measured.
             path.write_text(json.dumps(result))
 
@@ -85,15 +85,22 @@ def _start(device: str, threads: int, tier: str, screen: Console) -> dict:
     return {"format": FORMAT, "machine": description, "grid": tier, "budget": vars(BUDGETS[tier]), "ceilings": machine.ceilings(device), "cases": []}
 
 
-def run(device: str, tier: str, only: str | None, threads: int, folder: Path) -> dict:
+def _folder(description: dict, partial: bool) -> Path:
+    """Results of a whole grid may be committed; of a part of one, never."""
+    here = Path(__file__).parent
+    return here / "out" if partial else here / "results" / machine.slug(description)
+
+
+def run(device: str, tier: str, only: str | None, threads: int, folder: Path | None) -> dict:
     """Everything; returns the result, which lies as result.json beside its tables and plots in the folder."""
     screen = console()
     cases = select(device, tier, only)
     if not cases:
         raise SystemExit(f"no case of the {tier} grid on {device} matches {only!r}")
+    result = _start(device, threads, tier, screen)
+    folder = folder or _folder(result["machine"], partial=only is not None or tier == "quick")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "result.json"
-    result = _start(device, threads, tier, screen)
     gc.freeze()
     bench = Bench(device, BUDGETS[tier], result["machine"]["caches"])
     if bench.memory and bench.memory.reason:
@@ -115,7 +122,7 @@ def publish(result: dict, folder: Path, screen: Console | None = None) -> None:
     reached = goals.goals_table(result)
     show(screen, reached)
     for line in report.absences(result):
-        screen.print(f"not measured: {line}", soft_wrap=True)
+        screen.print(f"not measured: {line}", soft_wrap=True, markup=False)
     drawn = plots.draw(result, folder)
     report.write_markdown(result, folder / "table.md", reached, drawn)
     screen.print(f"{len(drawn)} plots, result.json and table.md are in {folder}")

@@ -15,6 +15,12 @@ GROWN = {M_TRIM_THRESHOLD: 64 * 2**20, M_MMAP_THRESHOLD: 32 * 2**20, M_MMAP_MAX:
 RECYCLED = {M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0}
 
 
+# Seconds: how long another's threads may go on spinning after its call, about, and the pause in which they surely stop.
+SHORT_CALL, PAUSE = 0.01, 0.01
+# A contestant that takes this many times as long as the fastest is sampled less.
+FAR_BEHIND = 4
+
+
 @dataclass(frozen=True)
 class Budget:
     """Seconds per contestant in turns and alone, and samples below which no median is believed."""
@@ -24,7 +30,7 @@ class Budget:
     samples: int = 5
 
 
-BUDGETS = {"quick": Budget(0.06, 0.06), "default": Budget(0.1, 0.08), "full": Budget(0.35, 0.3, 9)}
+BUDGETS = {"quick": Budget(0.06, 0.05), "default": Budget(0.06, 0.05), "full": Budget(0.3, 0.25, 9)}
 
 
 def summary(samples: list[float]) -> dict:
@@ -41,26 +47,35 @@ def _burst(call: Callable, copies: int, count: int) -> list[float]:
     return samples
 
 
+def _needed(seconds: list[float], budget: Budget) -> list[int]:
+    """Samples each contestant must give: two are enough for one that is far behind."""
+    return [budget.samples if one < FAR_BEHIND * min(seconds) else 2 for one in seconds]
+
+
 def in_turns(runners: list[Runner], copies: int, budget: Budget) -> list[dict]:
-    """Round-robin in a fresh random order each round: a turn is one untimed call and a short burst of timed ones."""
+    """Round-robin in a fresh random order each round, until each has had its seconds and its samples. A turn is a short burst; its first call is not
+    timed where the call is so short that another's spinning threads would matter."""
     shuffle = random.Random(0).shuffle
     samples: list[list[float]] = [[] for _ in runners]
     guess = [min(_burst(runner.call, copies, 2)) for runner in runners]
-    bursts = [max(1, min(8, int(0.01 / seconds))) for seconds in guess]
-    end = time.perf_counter() + budget.turns * len(runners)
-    order = list(range(len(runners)))
-    while order and (time.perf_counter() < end or min(map(len, samples)) < budget.samples):
-        shuffle(order)
-        for index in order:
-            samples[index] += _burst(runners[index].call, copies, bursts[index] + 1)[1:]
+    needed = _needed(guess, budget)
+    waiting = list(range(len(runners)))
+    while waiting:
+        shuffle(waiting)
+        for index in waiting:
+            warm = int(guess[index] < SHORT_CALL)
+            count = warm + max(1, min(8, int(SHORT_CALL / guess[index])))
+            samples[index] += _burst(runners[index].call, copies, count)[warm:]
+        waiting = [index for index in waiting if sum(samples[index]) < budget.turns or len(samples[index]) < needed[index]]
     return [summary(values) for values in samples]
 
 
-def alone(call: Callable, copies: int, budget: Budget) -> dict:
-    """After a pause in which spinning thread pools fall asleep: calls in a row."""
-    time.sleep(0.01)
-    warm = min(_burst(call, copies, 2))
-    return summary(_burst(call, copies, max(budget.samples, min(400, int(budget.alone / warm)))))
+def alone(call: Callable, copies: int, budget: Budget, seconds: float, best: float) -> dict:
+    """After a pause in which spinning thread pools fall asleep: calls in a row. `seconds` is about what a call takes, `best` what the fastest takes."""
+    time.sleep(PAUSE)
+    _burst(call, copies, 2 if seconds < SHORT_CALL else 1)
+    least = _needed([seconds, best], budget)[0]
+    return summary(_burst(call, copies, max(least, min(400, int(budget.alone / seconds)))))
 
 
 def malloc(settings: dict[int, int]) -> bool:
