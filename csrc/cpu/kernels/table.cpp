@@ -29,6 +29,7 @@ constexpr int kChains = 12;
 
 double fma_peak(int64_t rounds) {
   vf acc[kChains];
+#pragma GCC unroll 12
   for (int i = 0; i < kChains; ++i) acc[i] = set1(float(i));
   const vf a = set1(0.999f), b = set1(0.001f);
   for (int64_t r = 0; r < rounds; ++r) {
