@@ -74,6 +74,17 @@ struct DepthwiseBackward {
   float* db;           // (C*M), or null
 };
 
+// The part of a fused separable backward that precedes the depthwise backward: from the gradient of the output to that of the depthwise result.
+struct SeparableBackward {
+  SeparableForward f;       // input and weights; its out is unused
+  MapView grad;             // gradient of the output
+  MapView pointwise_z;      // where pointwise_activation is not the identity: its output (relu, relu6) or its input (the others)
+  MutableMapView dz1;       // gradient of the depthwise pre-activation, dtype; data null when not wanted
+  MutableMapView dresidual; // gradient of the pointwise pre-activation, dtype; data null when not wanted
+  float* dpointwise;        // (O, C*M), or null
+  float* dbias;             // (O), or null
+};
+
 // A pool evaluated at every offset 0 <= (oy, ox) < (sh, sw); lengths from shape.h.
 struct PoolGeometry {
   int64_t n, c, h, w;

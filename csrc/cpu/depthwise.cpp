@@ -1,10 +1,20 @@
 // depthwise_conv2d on the CPU: check -> plan -> parallel loop -> kernels/depthwise.cpp.
 #include "common/check.h"
 #include "common/library_path.h"
+#include "forward.h"
 #include "isa.h"
 #include "parallel.h"
 
 namespace fastconv {
+
+void run_depthwise_forward(const DepthwiseForward& p) {
+  const Kernels& k = kernels();
+  const DepthwisePlan plan = k.depthwise_plan(p, num_threads());
+  void* packed = call_scratch().get(plan.packed_bytes);
+  k.depthwise_pack(p, plan, packed);
+  for_each_run(plan.items, plan.scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) { k.depthwise_forward(p, plan, packed, begin, end, scratch); });
+}
+
 namespace {
 
 Tensor depthwise_conv2d(
@@ -21,11 +31,7 @@ Tensor depthwise_conv2d(
   if (out.numel() == 0) return out;
   const DepthwiseForward p{
       g, parse_dtype(input, "input"), layout, Activation::identity, act, view(x, layout), w.const_data_ptr(), data_or_null(b), mutable_view(out, layout)};
-  const Kernels& k = kernels();
-  const DepthwisePlan plan = k.depthwise_plan(p, num_threads());
-  void* packed = call_scratch().get(plan.packed_bytes);
-  k.depthwise_pack(p, plan, packed);
-  for_each_run(plan.items, plan.scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) { k.depthwise_forward(p, plan, packed, begin, end, scratch); });
+  run_depthwise_forward(p);
   return out;
 }
 

@@ -57,6 +57,29 @@ struct DepthwiseBackwardPlan {
   int64_t reduce_items;
 };
 
+// The separable backward walks the pixels in blocks. Of a block, the tiles are computed in parallel (depthwise recomputed, gradient pulled through
+// the pointwise product); then the block's share of the pointwise weight gradient, in parallel over that gradient's entries. Blocks follow each
+// other in order, so sums do not depend on threads.
+struct SeparableBackwardPlan {
+  int64_t tile_pixels;
+  int64_t tiles;           // of the batch (channels_last) or of one image (contiguous)
+  int64_t tile_items;      // all tiles
+  int64_t block_tiles;     // tiles of one block
+  int64_t weight_items;    // pieces of the pointwise weight gradient
+  int64_t pack_items;
+  int64_t packed_bytes;
+  int64_t scratch_bytes;   // per thread
+  int64_t grad_bytes;      // the block's pointwise pre-activation gradients, float32, shared
+  int64_t middle_bytes;    // the block's depthwise results, float32, shared
+  int64_t row_stride;      // floats between two rows of either
+  bool flat;
+};
+struct SeparableBackwardMemory {
+  void* packed;
+  float* grads;   // channels_last: [slot][pixel][o]; contiguous: [slot][group][o][pixel]
+  float* middle;  // [panel of channels][slot][pixel][channel]
+};
+
 struct Kernels {
   const char* name;
   int lanes;              // float32 lanes of a vector
@@ -83,6 +106,14 @@ struct Kernels {
   // Items: rows of the map (stitch), of the fragments together (shift).
   void (*shift)(const ShiftStitch&, int64_t begin, int64_t end);
   void (*stitch)(const ShiftStitch&, int64_t begin, int64_t end);
+
+  SeparableBackwardPlan (*separable_backward_plan)(const SeparableBackward&, int threads);
+  void (*separable_backward_pack)(const SeparableBackward&, const SeparableBackwardPlan&, int64_t begin, int64_t end, void* packed);
+  // Tiles first_tile + [begin, end), which fill slots [begin, end).
+  void (*separable_backward_tiles)(
+      const SeparableBackward&, const SeparableBackwardPlan&, const SeparableBackwardMemory&, int64_t first_tile, int64_t begin, int64_t end, void* scratch);
+  void (*separable_backward_weights)(
+      const SeparableBackward&, const SeparableBackwardPlan&, const SeparableBackwardMemory&, int64_t first_tile, int64_t slots, int64_t begin, int64_t end);
 
   // Independent multiply-add chains for `rounds` rounds; returns the floating-point operations done. The machine's own ceiling.
   double (*fma_peak)(int64_t rounds);

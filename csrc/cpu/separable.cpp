@@ -1,10 +1,20 @@
-// depthwise_separable_conv2d and its backward on the CPU: check -> plan -> parallel loop -> kernels/separable.cpp.
+// depthwise_separable_conv2d on the CPU: check -> plan -> parallel loop -> kernels/separable.cpp.
 #include "common/check.h"
 #include "common/library_path.h"
+#include "forward.h"
 #include "isa.h"
 #include "parallel.h"
 
 namespace fastconv {
+
+void run_separable_forward(const SeparableForward& p) {
+  const Kernels& k = kernels();
+  const SeparablePlan plan = k.separable_plan(p, num_threads());
+  void* packed = call_scratch().get(plan.packed_bytes);
+  for_each_run(plan.pack_items, 0, [&](int64_t begin, int64_t end, void*) { k.separable_pack(p, plan, begin, end, packed); });
+  for_each_run(plan.items, plan.scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) { k.separable_forward(p, plan, packed, begin, end, scratch); });
+}
+
 namespace {
 
 Tensor depthwise_separable_conv2d(
@@ -30,32 +40,8 @@ Tensor depthwise_separable_conv2d(
   const SeparableForward p{
       g, o, parse_dtype(input, "input"), layout, act.input, act.depthwise, act.pointwise, view(x, layout), dw.const_data_ptr(), data_or_null(db),
       pw.const_data_ptr(), data_or_null(pb), view(res, layout), mutable_view(out, layout)};
-  const Kernels& k = kernels();
-  const SeparablePlan plan = k.separable_plan(p, num_threads());
-  void* packed = call_scratch().get(plan.packed_bytes);
-  for_each_run(plan.pack_items, 0, [&](int64_t begin, int64_t end, void*) { k.separable_pack(p, plan, begin, end, packed); });
-  for_each_run(plan.items, plan.scratch_bytes, [&](int64_t begin, int64_t end, void* scratch) { k.separable_forward(p, plan, packed, begin, end, scratch); });
+  run_separable_forward(p);
   return out;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_conv2d_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias,
-    const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, std::vector<int64_t> stride, std::vector<int64_t> padding,
-    std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation,
-    std::vector<bool> output_mask) {
-  const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
-  const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
-  check_vector(pointwise_bias, "pointwise_bias", o, input);
-  const std::vector<int64_t> size{g.n, o, g.oh, g.ow};
-  check_map(grad_output, "grad_output", size, input);
-  check_map(residual, "residual", size, input);
-  check_map(output, "output", size, input);
-  check_mask(output_mask, 6);
-  const library::Activations act{
-      parse_activation(input_activation, "input_activation"), parse_activation(depthwise_activation, "depthwise_activation"),
-      parse_activation(pointwise_activation, "pointwise_activation")};
-  return library::separable_backward(
-      grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, {stride, padding, dilation}, act, output_mask);
 }
 
 }  // namespace
@@ -63,5 +49,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("depthwise_separable_conv2d", TORCH_BOX(&fastconv::depthwise_separable_conv2d));
-  m.impl("depthwise_separable_conv2d_backward", TORCH_BOX(&fastconv::depthwise_separable_conv2d_backward));
 }

@@ -11,6 +11,7 @@ void register_pooling_max(Kernels&);
 void register_pooling_max_backward(Kernels&);
 void register_pooling_avg(Kernels&);
 void register_shift_stitch(Kernels&);
+void register_separable_backward(Kernels&);
 
 namespace {
 
@@ -74,6 +75,7 @@ const Kernels& table() {
     register_pooling_max_backward(k);
     register_pooling_avg(k);
     register_shift_stitch(k);
+    register_separable_backward(k);
     return k;
   }();
   return t;
