@@ -26,8 +26,9 @@ demo: $(VENV)/installed-demo $(VENV)/weights
 bench: $(VENV)/installed-bench
 	$(run) -m bench $(ARGS)
 
-# Two threads, so that a run takes the same on a large machine as on a small one, and results repeat.
-test: $(VENV)/installed-test $(VENV)/weights
+# The demo's packages too: its tests run the published network on the photographs. Two threads, so that a run takes the same on a large
+# machine as on a small one.
+test: $(VENV)/installed-test,demo $(VENV)/weights
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(run) -m pytest $(ARGS)
 
 clean:
