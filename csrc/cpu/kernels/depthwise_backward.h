@@ -22,7 +22,7 @@ struct AxisClass {
   // The taps [*lo, *hi) that meet input position i inside the output.
   void taps_at(int64_t i, int64_t out, int64_t* lo, int64_t* hi) const {
     const int64_t far = origin + i, over = far - (out - 1);
-    *lo = over > 0 ? ceil_div(over, shift) : 0;
+    *lo = over > 0 ? least(taps, ceil_div(over, shift)) : 0;
     *hi = far < 0 ? 0 : least(taps, far / shift + 1);
     if (*hi < *lo) *hi = *lo;
   }
@@ -43,6 +43,30 @@ inline AxisClass axis_class(int64_t first, int64_t size, int64_t kernel, int64_t
       break;
     }
   return c;
+}
+
+// Positions [i0, i1) of a class, which all use taps [t0, t1).
+struct Segment {
+  int64_t i0, i1, t0, t1;
+  bool has_taps() const { return t1 > t0; }
+  // In units of one tap at one position; entering the inner loop and moving its weights costs about what four positions do.
+  int64_t cost() const { return (i1 - i0 + 4) * (t1 - t0); }
+};
+
+// Merges neighbours wherever computing with zeros costs less than a loop of its own.
+inline int64_t merge_segments(Segment* s, int64_t count) {
+  for (int64_t i = 0; i + 1 < count;) {
+    const Segment merged = {s[i].i0, s[i + 1].i1, s[i].t0, s[i + 1].t1};
+    if (!s[i].has_taps() || !s[i + 1].has_taps() || merged.cost() > s[i].cost() + s[i + 1].cost()) {
+      ++i;
+      continue;
+    }
+    s[i] = merged;
+    for (int64_t j = i + 2; j < count; ++j) s[j - 1] = s[j];
+    --count;
+    i = i > 0 ? i - 1 : 0;
+  }
+  return count;
 }
 
 // ---- channels to lanes and back: an L x L block, in place ----
@@ -96,6 +120,20 @@ FASTCONV_INLINE void transpose(vf* rows) {
   if constexpr (2 * H < L) transpose<2 * H>(rows);
 }
 
+// Lane t of the result is the sum of the lanes of rows[t].
+template <int H = 1>
+FASTCONV_INLINE vf sum_rows(vf* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < L; i += 2 * H) {
+    exchange<H>(rows[i], rows[i + H]);
+    rows[i] += rows[i + H];
+  }
+  if constexpr (2 * H < L)
+    return sum_rows<2 * H>(rows);
+  else
+    return rows[0];
+}
+
 // ---- runs of a map <-> float32 ----
 template <class T>
 FASTCONV_INLINE vf load_lanes(const T* p, int64_t n) { return n >= L ? load(p) : load_part(p, int(n)); }
@@ -144,14 +182,10 @@ inline void store_pixels(T* to, int64_t channel_stride, int64_t pixel_stride, in
     }
 }
 
-// ---- rows of float32 scratch ----
-// g * activation'(z). Where the slope is 0 the gradient is cut, not multiplied: an infinite gradient leaves no NaN there.
-template <Activation A>
-FASTCONV_INLINE vf gated(vf g, vf z) {
-  if (A == Activation::relu) return z <= vf{} ? vf{} : g;
-  if (A == Activation::relu6) return (z <= vf{}) | (z >= set1(6.f)) ? vf{} : g;
-  return g * derivative<A>(z);
-}
+// ---- float32 scratch; counts are multiples of L ----
+void apply_activation(Activation a, const float* from, float* to, int64_t count);
+// values *= activation'(z). Where the slope of a relu is 0 the value is cut, not multiplied: an infinite gradient leaves no NaN there.
+void multiply_by_slope(Activation a, const float* z, float* values, int64_t count);
 
 // Hands out pieces of one allocation; with no memory behind it, it only counts.
 class Carver {
@@ -174,8 +208,16 @@ struct Parts {
   int64_t begin(int64_t part) const { return of * part / count; }
 };
 
-DepthwiseBackwardPlan plan_pixels(const DepthwiseBackward& p, const ActivationGate& gate);
+// The plan depends on shapes alone, or else the sums of the weight gradients would depend on the number of threads.
+constexpr int64_t kItems = 32, kLeastRows = 8;
+
+DepthwiseBackwardPlan plan_pixels(const DepthwiseBackward& p);
 void backward_pixels(
+    const DepthwiseBackward& p, const ActivationGate& gate, const DepthwiseBackwardPlan& plan, int64_t begin, int64_t end, float* partials, void* scratch);
+
+bool planes_take(const DepthwiseBackward& p);
+DepthwiseBackwardPlan plan_planes(const DepthwiseBackward& p);
+void backward_planes(
     const DepthwiseBackward& p, const ActivationGate& gate, const DepthwiseBackwardPlan& plan, int64_t begin, int64_t end, float* partials, void* scratch);
 
 }  // namespace fastconv::FASTCONV_ISA

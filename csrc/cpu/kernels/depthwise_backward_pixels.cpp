@@ -12,20 +12,11 @@ namespace fastconv::FASTCONV_ISA {
 
 namespace {
 
-// Input columns [i0, i1) of a class, which meet taps [t0, t1).
-struct Segment {
-  int64_t i0, i1, t0, t1;
-  // In units of one tap at one pixel; entering the inner loop and moving its weights costs about what four pixels do.
-  int64_t cost() const { return (i1 - i0 + 4) * (t1 - t0); }
-};
-
 struct ColumnClass {
   AxisClass axis;
   Segment* segments;
   int64_t segment_count;
 };
-
-inline bool has_taps(const Segment& s) { return s.t1 > s.t0; }
 
 // A dilated axis of stride 1 is walked residue by residue.
 struct RowOrder {
@@ -82,22 +73,6 @@ struct Buffers {
   }
 };
 
-// Merges neighbours wherever computing with zeros costs less than a loop of its own.
-int64_t merge_segments(Segment* s, int64_t count) {
-  for (int64_t i = 0; i + 1 < count;) {
-    const Segment merged = {s[i].i0, s[i + 1].i1, s[i].t0, s[i + 1].t1};
-    if (!has_taps(s[i]) || !has_taps(s[i + 1]) || merged.cost() > s[i].cost() + s[i + 1].cost()) {
-      ++i;
-      continue;
-    }
-    s[i] = merged;
-    for (int64_t j = i + 2; j < count; ++j) s[j - 1] = s[j];
-    --count;
-    i = i > 0 ? i - 1 : 0;
-  }
-  return count;
-}
-
 template <class T>
 class PixelWorker {
  public:
@@ -144,7 +119,7 @@ class PixelWorker {
     for (int64_t i = 0; i < c.axis.count; ++i) {
       Segment s = {i, i + 1, 0, 0};
       c.axis.taps_at(i, g_.ow, &s.t0, &s.t1);
-      if (!has_taps(s)) s.t0 = s.t1 = 0;
+      if (!s.has_taps()) s.t0 = s.t1 = 0;
       if (next > c.segments && next[-1].t0 == s.t0 && next[-1].t1 == s.t1)
         next[-1].i1 = i + 1;
       else
@@ -165,7 +140,7 @@ class PixelWorker {
     load_pixels(at(p_.grad, first, oy), p_.grad.sc, p_.grad.sw, out_channels_, g_.ow, row, b_.lanes);
     if (gate_.activation != Activation::identity) {
       load_pixels(at(gate_.z, first, oy), gate_.z.sc, gate_.z.sw, out_channels_, g_.ow, b_.gate, b_.lanes);
-      multiply_by_slope(gate_.activation, row, b_.gate, g_.ow, out_channels_);
+      multiply_by_slope(gate_.activation, b_.gate, row, g_.ow * b_.lanes);
     }
     const int64_t position = out_order_.position(oy);
     if (p_.db && !b_.counted[oy] && position >= own_begin_ && position < own_end_) {
@@ -173,13 +148,6 @@ class PixelWorker {
       add_pixels(row, dw_ + g_.taps() * b_.lanes);
     }
     return row;
-  }
-
-  void multiply_by_slope(Activation a, float* values, const float* z, int64_t pixels, int64_t channels) const {
-    with_activation(a, [&](auto act) {
-      for (int64_t i = 0; i < pixels * b_.lanes; i += b_.lanes)
-        for (int64_t c = 0; c < channels; c += L) store(values + i + c, gated<decltype(act)::value>(load(values + i + c), load(z + i + c)));
-    });
   }
 
   void add_pixels(const float* row, float* sum) const {
@@ -222,11 +190,7 @@ class PixelWorker {
   void stage_input(int64_t y) {
     const bool active = p_.input_activation != Activation::identity;
     load_pixels(at(p_.x, c0_, y), p_.x.sc, p_.x.sw, channels_, g_.w, active ? b_.raw_x : b_.x, b_.lanes);
-    if (active)
-      with_activation(p_.input_activation, [&](auto act) {
-        for (int64_t i = 0; i < g_.w * b_.lanes; i += b_.lanes)
-          for (int64_t c = 0; c < channels_; c += L) store(b_.x + i + c, activate<decltype(act)::value>(load(b_.raw_x + i + c)));
-      });
+    if (active) apply_activation(p_.input_activation, b_.raw_x, b_.x, g_.w * b_.lanes);
     if (g_.multiplier > 1)  // in place, last channel first
       for (int64_t i = 0; i < g_.w; ++i)
         for (int64_t j = out_channels_ - 1; j >= 0; --j) b_.x[i * b_.lanes + j] = b_.x[i * b_.lanes + j / g_.multiplier];
@@ -242,7 +206,7 @@ class PixelWorker {
           pixel[c] = sum;
         }
       }
-    if (p_.input_activation != Activation::identity) multiply_by_slope(p_.input_activation, b_.dx, b_.raw_x, g_.w, channels_);
+    if (p_.input_activation != Activation::identity) multiply_by_slope(p_.input_activation, b_.raw_x, b_.dx, g_.w * b_.lanes);
     store_pixels(dx_row(y), p_.dx.sc, p_.dx.sw, channels_, g_.w, b_.dx, b_.lanes);
   }
 
@@ -250,14 +214,14 @@ class PixelWorker {
   void segment(
       const AxisClass& rows, int64_t j0, int64_t j1, const ColumnClass& column, const Segment& s, int64_t c, const float* x, int64_t x_step, float* dx,
       int64_t dx_step) {
-    TapRun run;
+    PixelRun run;
     run.x = x + s.i0 * x_step, run.x_step = x_step;
     run.dx = dx + s.i0 * dx_step, run.dx_step = dx_step;
     run.g_step = b_.lanes;
     run.tap_shift = column.axis.shift * b_.lanes;
     run.row_step = rows.tap_step * g_.kw * b_.lanes, run.tap_step = column.axis.tap_step * b_.lanes;
     run.count = s.i1 - s.i0;
-    if (j0 == j1 || !has_taps(s)) {
+    if (j0 == j1 || !s.has_taps()) {
       if (wanted_ != want_dw)
         for (int64_t i = 0; i < run.count; ++i) store(run.dx + i * dx_step, vf{});
       return;
@@ -273,7 +237,7 @@ class PixelWorker {
         run.weight = b_.weight + tap * b_.lanes + c;
         run.dw = dw_ + tap * b_.lanes + c;
         for (int64_t r = 0; r < count; ++r) run.g[r] = b_.rows[j + r] + (column.axis.origin + s.i0 - t * column.axis.shift) * b_.lanes + c;
-        find_tap_kernel(wanted_, more, count, cols)(run);
+        find_tap_kernel<PixelTaps>(wanted_, more, count, cols)(run);
         more = true;
         j += count;
       }
@@ -302,11 +266,10 @@ void run_items(
 
 // Half of a 1 MB second-level cache for the rows in flight, a third of a 48 KB first-level cache for weights and their gradients.
 constexpr int64_t kRowBytes = 384 * 1024, kWeightBytes = 16 * 1024;
-constexpr int64_t kItems = 64, kLeastRows = 4;
 
 }  // namespace
 
-DepthwiseBackwardPlan plan_pixels(const DepthwiseBackward& p, const ActivationGate&) {
+DepthwiseBackwardPlan plan_pixels(const DepthwiseBackward& p) {
   const ConvGeometry& g = p.g;
   DepthwiseBackwardPlan plan = {};
   const Buffers one(g, 1, nullptr);
