@@ -42,11 +42,10 @@ void pack_nchw(const DepthwiseForward& p, float* packed) {
 template <class T>
 void rows_nhwc(const DepthwiseForward& p, const DepthwisePlan& s, const float* packed, int64_t item) {
   const ConvGeometry& g = p.g;
-  const int64_t end = min64(g.n * g.oh, (item + 1) * s.rows_per_item);
+  const int64_t begin = item * s.rows_per_item, end = min64(g.n * g.oh, begin + s.rows_per_item), channels = g.out_channels();
+  const StageCall call{packed, p.input_activation, p.activation, fetch_ahead(g, sizeof(T))};
   T* out = static_cast<T*>(p.out.data);
-  for (int64_t row = item * s.rows_per_item; row < end; ++row)
-    stage_row_nhwc<T>(
-        g, packed, p.x, row / g.oh, row % g.oh, 0, g.ow, p.input_activation, p.activation, out + row * g.ow * g.out_channels(), g.out_channels());
+  stage_pixels_nhwc<T>(g, call, p.x, begin * g.ow, end * g.ow, StageTarget<T>{out + begin * g.ow * channels, channels});
 }
 
 template <class T>

@@ -6,6 +6,7 @@
 #include "gemm.h"
 #include "stage.h"
 #include "stage_nchw.h"
+#include "transpose.h"
 
 namespace fastconv::FASTCONV_ISA {
 namespace {
@@ -96,27 +97,39 @@ PackedNhwc place_nhwc(const SeparableForward& p, void* packed) {
   return w;
 }
 
-FASTCONV_INLINE float panel_element(const float* weight, int64_t k, int64_t, float*) { return weight[k]; }
-FASTCONV_INLINE float panel_element(const f16* weight, int64_t k, int64_t, float*) { return to_float(weight[k]); }
-FASTCONV_INLINE float panel_element(const bf16* weight, int64_t k, int64_t, float*) { return to_float(weight[k]); }
-FASTCONV_INLINE uint32_t panel_element(const bf16* weight, int64_t k, int64_t channels, uint32_t*) {
-  return weight[2 * k].bits | (2 * k + 1 < channels ? uint32_t(weight[2 * k + 1].bits) << 16 : 0u);
+// L neighbours in k of one row of weights, as the panel's elements.
+template <class T>
+FASTCONV_INLINE vf panel_row(const T* weight, int64_t k, int64_t channels, float*) {
+  const int64_t n = channels - k;
+  return n >= L ? load(weight + k) : load_part(weight + k, int(n));
+}
+FASTCONV_INLINE vf panel_row(const bf16* weight, int64_t k, int64_t channels, uint32_t*) {
+  const int64_t n = channels - 2 * k;
+  vf v = {};
+  if (n >= 2 * L)
+    memcpy(&v, weight + 2 * k, sizeof(v));
+  else
+    memcpy(&v, weight + 2 * k, 2 * n);
+  return v;
 }
 
-// Weights (O, K) -> [k][lane] of one panel: a transpose, in blocks that keep both sides in L1.
+// Weights (O, K) -> [k][lane] of one panel: transposed in registers.
 template <class T, class Element>
 void pack_panel(const T* weight, int64_t o, int64_t channels, int64_t k_count, int64_t first, int64_t lanes, Element* to) {
-  constexpr int64_t kBlock = 16;
-  for (int64_t k0 = 0; k0 < k_count; k0 += kBlock) {
-    const int64_t k1 = min64(k_count, k0 + kBlock);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const T* row = weight + (first + lane) * channels;
-      if (first + lane < o)
-        for (int64_t k = k0; k < k1; ++k) to[k * lanes + lane] = panel_element(row, k, channels, static_cast<Element*>(nullptr));
-      else
-        for (int64_t k = k0; k < k1; ++k) to[k * lanes + lane] = Element(0);
+  for (int64_t lane = 0; lane < lanes; lane += L)
+    for (int64_t k = 0; k < k_count; k += L) {
+      vf v[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        const int64_t row = first + lane + i;
+        v[i] = row < o ? panel_row(weight + row * channels, k, channels, static_cast<Element*>(nullptr)) : vf{};
+      }
+      transpose(v);
+      float* panel = reinterpret_cast<float*>(to) + k * lanes + lane;
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i)
+        if (k + i < k_count) store(panel + i * lanes, v[i]);
     }
-  }
 }
 
 template <class T, class Element>
@@ -197,11 +210,8 @@ void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNh
   const ConvGeometry& g = p.g;
   const int64_t channels = g.out_channels(), plane = g.oh * g.ow, p0 = tile * s.tile_pixels, p1 = min64(g.n * plane, p0 + s.tile_pixels);
   Stored* a = static_cast<Stored*>(scratch);
-  for (int64_t at = p0; at < p1;) {
-    const int64_t n = at / plane, oy = (at - n * plane) / g.ow, x0 = at - n * plane - oy * g.ow, x1 = min64(g.ow, x0 + p1 - at);
-    stage_row_nhwc<T>(g, w.depthwise, p.x, n, oy, x0, x1, p.input_activation, p.depthwise_activation, a + (at - p0) * s.row_stride, s.row_stride);
-    at += x1 - x0;
-  }
+  const StageCall call{w.depthwise, p.input_activation, p.depthwise_activation, fetch_ahead(g, sizeof(T))};
+  stage_pixels_nhwc<T>(g, call, p.x, p0, p1, StageTarget<Stored>{a, s.row_stride});
   if (Dot::kStep == 2 && channels % 2)  // the odd channel's partner
     for (int64_t r = 0; r < p1 - p0; ++r) memset(static_cast<void*>(a + r * s.row_stride + channels), 0, sizeof(Stored));
 
@@ -300,6 +310,7 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
   const T* image = static_cast<const T*>(p.x.data) + n * p.x.sn;
   for (int64_t c = 0; c < channels; ++c) {
     const T* x = image + c / g.multiplier * p.x.sc;
+    fetch_plane(g, image, p.x, c / g.multiplier, p0, p1);
     const float* from;
     if (s.flat) {
       from = reinterpret_cast<const float*>(x) + p0;

@@ -17,6 +17,7 @@ namespace fastconv::FASTCONV_ISA {
 namespace {
 
 constexpr int64_t kPanel = kPanelVectors * L;    // channels in a panel of m
+static_assert(kPanel == kStagePanel && kPanel == kGroupPixels, "the stage writes panels of the product");
 constexpr int64_t kBlockPixels = 1536;           // a panel of m of one block stays in L2
 constexpr int64_t kTile = 192;                   // pixels; a multiple of kGroupPixels for every L
 constexpr int64_t kScratchBudget = 448 << 10;
@@ -47,7 +48,7 @@ SeparableBackwardPlan plan(const SeparableBackward& p, int) {
   s.middle_bytes = 4 * channel_panels(p) * kPanel * block_pixels;
   const int64_t groups = s.tile_pixels / kGroupPixels;
   if (channels_last(p)) {
-    s.scratch_bytes = 4 * s.tile_pixels * ((ceil_div(channels, 16) | 1) * 16);
+    s.scratch_bytes = 4 * s.tile_pixels * channel_panels(p) * kPanel;
     s.packed_bytes = align64(4 * stage_weight_floats(g)) + 4 * channel_panels(p) * kPanel * o;
     s.pack_items = 1 + channel_panels(p);
   } else {
@@ -174,14 +175,13 @@ void tile_nhwc(const SeparableBackward& p, const SeparableBackwardPlan& s, const
   const ConvGeometry& g = f.g;
   const Packed w = place(p, memory.packed);
   const int64_t channels = g.out_channels(), plane = g.oh * g.ow, p0 = tile * s.tile_pixels, p1 = min64(g.n * plane, p0 + s.tile_pixels), count = p1 - p0;
-  const int64_t z1_pitch = (ceil_div(channels, 16) | 1) * 16;
-  const bool want_middle = p.dz1.data || p.dpointwise;
-  float* z1 = static_cast<float*>(scratch);
-  for (int64_t at = want_middle ? p0 : p1; at < p1;) {
-    const int64_t n = at / plane, oy = (at - n * plane) / g.ow, x0 = at - n * plane - oy * g.ow, x1 = min64(g.ow, x0 + p1 - at);
-    stage_row_nhwc<T>(g, w.depthwise, f.x, n, oy, x0, x1, f.input_activation, Activation::identity, z1 + (at - p0) * z1_pitch, z1_pitch);
-    at += x1 - x0;
-  }
+  const int64_t block_pixels = s.block_tiles * s.tile_pixels;
+  float* middle = memory.middle + slot * s.tile_pixels * kPanel;
+  // Where the derivative can be read off m, the stage writes m to the block's buffer at once; else z1 stays in scratch, in the same panels.
+  const bool in_place = p.dpointwise && (f.depthwise_activation == Activation::identity || derivative_from_output(f.depthwise_activation));
+  const StageTarget<float> target{in_place ? middle : static_cast<float*>(scratch), kPanel, (in_place ? block_pixels : s.tile_pixels) * kPanel};
+  const StageCall call{w.depthwise, f.input_activation, in_place ? f.depthwise_activation : Activation::identity, fetch_ahead(g, sizeof(T))};
+  if (p.dz1.data || p.dpointwise) stage_pixels_nhwc<T>(g, call, f.x, p0, p1, target);
   float* g2 = memory.grads + slot * s.tile_pixels * s.row_stride;
   const T *grad = static_cast<const T*>(p.grad.data), *z2 = static_cast<const T*>(p.pointwise_z.data);
   T* dresidual = static_cast<T*>(p.dresidual.data);
@@ -194,21 +194,17 @@ void tile_nhwc(const SeparableBackward& p, const SeparableBackwardPlan& s, const
     for (int64_t c = 0; c < channels; c += kPanel)
       for (int64_t r = 0; r < count; r += kRows)
         block_nhwc<T>(
-            f.o, w.pointwise + c * f.o, g2 + r * s.row_stride, s.row_stride, count - r, channels - c, f.depthwise_activation, z1 + r * z1_pitch + c, z1_pitch,
+            f.o, w.pointwise + c * f.o, g2 + r * s.row_stride, s.row_stride, count - r, channels - c, f.depthwise_activation, target.at(r, c), kPanel,
             dz1 + (p0 + r) * channels + c, channels);
   }
-  if (p.dpointwise) {
-    const int64_t block_pixels = s.block_tiles * s.tile_pixels;
-    for (int64_t c = 0; c < channels; c += kPanel) {
-      float* to = memory.middle + c * block_pixels + slot * s.tile_pixels * kPanel;
+  if (p.dpointwise && !in_place)
+    for (int64_t c = 0; c < channels; c += kPanel)
       for (int64_t r = 0; r < count; ++r) {
         vf m[kPanelVectors];
-        for (int v = 0; v < kPanelVectors; ++v) m[v] = load_up_to(z1 + r * z1_pitch + c + v * L, channels - c - v * L);
+        for (int v = 0; v < kPanelVectors; ++v) m[v] = load(target.at(r, c) + v * L);
         activate_all(m, f.depthwise_activation);
-        for (int v = 0; v < kPanelVectors; ++v) store(to + r * kPanel + v * L, m[v]);
+        for (int v = 0; v < kPanelVectors; ++v) store(middle + c * block_pixels + r * kPanel + v * L, m[v]);
       }
-    }
-  }
 }
 
 // ---- contiguous ---------------------------------------------------------------------------------------------------------------

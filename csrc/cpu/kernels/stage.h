@@ -5,6 +5,7 @@
 #pragma once
 #include "activation.h"
 #include "common/shape.h"
+#include "gemm.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -58,15 +59,42 @@ FASTCONV_INLINE vf read_channels(const T* x, int64_t c, int n, const ConvGeometr
   return v[0];
 }
 
-// U neighbouring pixels of one segment, all channels. `x` is the input pixel under tap (0, 0) of the first, `step` the distance of two pixels.
+// Where the stage puts pixel u, channel c: data[u * pixel + c / kStagePanel * panel + c % kStagePanel]. With panel == kStagePanel rows are plain.
+constexpr int64_t kStagePanel = kPanelVectors * L;
+template <class Out>
+struct StageTarget {
+  Out* data;
+  int64_t pixel;
+  int64_t panel = kStagePanel;
+  FASTCONV_INLINE Out* at(int64_t u, int64_t c) const { return data + u * pixel + c / kStagePanel * panel + c % kStagePanel; }
+};
+
+// Depthwise, from where to where. `ahead` > 0 is the distance, in input rows, at which the coming rows are fetched into L2: the map streams from
+// memory, and its rows are too short for the hardware to see a stream.
+struct StageCall {
+  const float* packed;
+  Activation input_activation, activation;
+  int64_t ahead;
+};
+
+// Input rows ahead of the ones in use worth fetching: none while the whole input stays in cache anyway.
+inline int64_t fetch_ahead(const ConvGeometry& g, int64_t element_size) { return g.c * g.h * g.w * element_size > (1 << 20) ? (g.kh - 1) * g.dh + g.sh : 0; }
+
+// U neighbouring pixels of one segment, all channels. `x` is the input pixel under tap (0, 0) of the first, `step` the distance of two pixels,
+// `coming` the input pixel whose row is fetched (or null).
 template <int U, Read R, class T, class Out>
 FASTCONV_INLINE void stage_block_nhwc(
-    const ConvGeometry& g, const float* packed, TapRange ty, TapRange tx, const T* x, int64_t row, int64_t column, int64_t step, Activation input_activation,
-    Activation activation, Out* out, int64_t out_step) {
+    const ConvGeometry& g, const StageCall& call, TapRange ty, TapRange tx, const T* x, int64_t row, int64_t column, int64_t step, const T* coming, Out* out,
+    int64_t out_pixel, int64_t out_panel) {
+  const float* packed = call.packed;
+  const StageTarget<Out> to{out, out_pixel, out_panel};
   const int64_t channels = g.out_channels(), pitch = round_up(channels, L);
   const float* bias = packed + g.taps() * pitch;
   auto vectors = [&](int64_t c, int n) __attribute__((always_inline)) {
     vf acc[U];
+    if (coming && c * int64_t(sizeof(T)) % 64 == 0)
+#pragma GCC unroll 8
+      for (int u = 0; u < U; ++u) prefetch_l2(coming + u * step + c);
     const vf b = load(bias + c);
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) acc[u] = b;
@@ -76,16 +104,16 @@ FASTCONV_INLINE void stage_block_nhwc(
       for (int64_t j = tx.lo; j < tx.hi; ++j, xt += column, wt += pitch) {
         const vf w = load(wt);
 #pragma GCC unroll 8
-        for (int u = 0; u < U; ++u) acc[u] = fma(w, read_channels<R>(xt + u * step, c, n, g, input_activation), acc[u]);
+        for (int u = 0; u < U; ++u) acc[u] = fma(w, read_channels<R>(xt + u * step, c, n, g, call.input_activation), acc[u]);
       }
     }
-    activate_all(acc, activation);
+    activate_all(acc, call.activation);
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) {
       if (n == L)
-        store(out + u * out_step + c, acc[u]);
+        store(to.at(u, c), acc[u]);
       else
-        store_part(out + u * out_step + c, acc[u], n);
+        store_part(to.at(u, c), acc[u], n);
     }
   };
   int64_t c = 0;
@@ -93,22 +121,22 @@ FASTCONV_INLINE void stage_block_nhwc(
   if (c < channels) vectors(c, int(channels - c));
 }
 
-// Output pixels [x0, x1) of row `oy` of image `n`, all channels, to out[pixel - x0][channel] with pitch out_step.
+// Output pixels [x0, x1) of row `oy` of image `n`, all channels; pixel x0 goes to `to`'s pixel 0.
 template <Read R, class T, class Out>
-void stage_row_nhwc(
-    const ConvGeometry& g, const float* packed, const MapView& view, int64_t n, int64_t oy, int64_t x0, int64_t x1, Activation input_activation,
-    Activation activation, Out* out, int64_t out_step) {
+void stage_row_nhwc(const ConvGeometry& g, const StageCall& call, const MapView& view, int64_t n, int64_t oy, int64_t x0, int64_t x1, StageTarget<Out> to) {
   const int64_t iy = oy * g.sh - g.pt;
   const TapRange ty = valid_taps(iy, g.dh, g.kh, g.h);
   const T* base = static_cast<const T*>(view.data) + n * view.sn;
   const int64_t row = g.dh * view.sh, column = g.dw * view.sw, step = g.sw * view.sw;
+  const bool fetch = call.ahead > 0 && iy + call.ahead >= 0 && iy + call.ahead < g.h;
   for (int64_t x = x0; x < x1;) {
     const TapRange tx = valid_taps(x * g.sw - g.pl, g.dw, g.kw, g.w);
     const int64_t end = segment_end(g, x, tx, x1);
     auto block = [&](auto width) __attribute__((always_inline)) {
       // Taps outside are never dereferenced, so this address may lie outside the map.
       const T* corner = base + iy * view.sh + (x * g.sw - g.pl) * view.sw;
-      stage_block_nhwc<width.value, R>(g, packed, ty, tx, corner, row, column, step, input_activation, activation, out + (x - x0) * out_step, out_step);
+      const T* coming = fetch ? corner + call.ahead * view.sh + g.pl * view.sw : nullptr;
+      stage_block_nhwc<width.value, R>(g, call, ty, tx, corner, row, column, step, coming, to.at(x - x0, 0), to.pixel, to.panel);
       x += width.value;
     };
     while (x + 8 <= end) block(Int<8>{});
@@ -118,15 +146,24 @@ void stage_row_nhwc(
 }
 
 template <class T, class Out>
-void stage_row_nhwc(
-    const ConvGeometry& g, const float* packed, const MapView& view, int64_t n, int64_t oy, int64_t x0, int64_t x1, Activation input_activation,
-    Activation activation, Out* out, int64_t out_step) {
-  if (g.multiplier == 1 && input_activation == Activation::identity)
-    stage_row_nhwc<Read::plain, T>(g, packed, view, n, oy, x0, x1, input_activation, activation, out, out_step);
-  else if (g.multiplier == 1 && input_activation == Activation::relu)
-    stage_row_nhwc<Read::relu, T>(g, packed, view, n, oy, x0, x1, input_activation, activation, out, out_step);
+void stage_row_nhwc(const ConvGeometry& g, const StageCall& call, const MapView& view, int64_t n, int64_t oy, int64_t x0, int64_t x1, StageTarget<Out> to) {
+  if (g.multiplier == 1 && call.input_activation == Activation::identity)
+    stage_row_nhwc<Read::plain, T>(g, call, view, n, oy, x0, x1, to);
+  else if (g.multiplier == 1 && call.input_activation == Activation::relu)
+    stage_row_nhwc<Read::relu, T>(g, call, view, n, oy, x0, x1, to);
   else
-    stage_row_nhwc<Read::general, T>(g, packed, view, n, oy, x0, x1, input_activation, activation, out, out_step);
+    stage_row_nhwc<Read::general, T>(g, call, view, n, oy, x0, x1, to);
+}
+
+// Output pixels [p0, p1), counted through rows and images.
+template <class T, class Out>
+void stage_pixels_nhwc(const ConvGeometry& g, const StageCall& call, const MapView& view, int64_t p0, int64_t p1, StageTarget<Out> to) {
+  const int64_t plane = g.oh * g.ow;
+  for (int64_t at = p0; at < p1;) {
+    const int64_t n = at / plane, oy = (at - n * plane) / g.ow, x0 = at - n * plane - oy * g.ow, x1 = min64(g.ow, x0 + p1 - at);
+    stage_row_nhwc<T>(g, call, view, n, oy, x0, x1, StageTarget<Out>{to.at(at - p0, 0), to.pixel, to.panel});
+    at += x1 - x0;
+  }
 }
 
 }  // namespace fastconv::FASTCONV_ISA
