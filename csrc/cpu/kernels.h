@@ -36,6 +36,7 @@ struct SeparablePlan {
   int64_t pack_items;
   bool bf16_dot;          // products on bf16 dot-product instructions
   bool flat;              // contiguous: taps are constant offsets in a flat plane, borders are masks
+  bool streaming;         // the output bypasses the caches
 };
 
 // What the gradient arriving at a depthwise convolution must still be multiplied by: activation'(z), z with the shape and layout of that

@@ -38,10 +38,18 @@ struct BF16Dot {
 };
 #endif
 
+// Memory to bring into L2 while a product keeps the arithmetic busy: cache lines from `at` on.
+struct Fetch {
+  const char* at = nullptr;
+  int64_t lines = 0;
+};
+
 template <class Dot, int NV, int R>
 FASTCONV_INLINE void gemm_block(
-    int64_t k_count, const typename Dot::Element* panel, int64_t ldv, const typename Dot::Element* b, int64_t rs, int64_t ks, vf (&acc)[R][NV]) {
+    int64_t k_count, const typename Dot::Element* panel, int64_t ldv, const typename Dot::Element* b, int64_t rs, int64_t ks, vf (&acc)[R][NV],
+    Fetch fetch = {}) {
   for (int64_t k = 0; k < k_count; ++k) {
+    if (k < fetch.lines) prefetch_l2(fetch.at + 64 * k);
     decltype(Dot::vectors(panel)) p[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) p[v] = Dot::vectors(panel + v * L);

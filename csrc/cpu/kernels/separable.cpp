@@ -12,6 +12,8 @@ namespace fastconv::FASTCONV_ISA {
 namespace {
 
 constexpr int64_t kScratchBudget = 448 << 10;  // bytes of depthwise results resident at a time: leaves room in a 1 MB L2 for a panel of weights
+constexpr int64_t kStreamsFrom = 1 << 20;       // bytes: smaller inputs are in cache
+constexpr int64_t kBypassFrom = 8 << 20;        // bytes: larger outputs leave the caches before anybody reads them
 constexpr int64_t kMaxPixelsNhwc = 192, kMaxPixelsNchw = 384;
 
 int64_t align64(int64_t bytes) { return round_up(bytes, 64); }
@@ -40,6 +42,8 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
   s.panel_rows = kRows;
   s.bf16_dot = use_bf16_dot(p);
   s.splits = 1;
+  const int64_t run = p.layout == Layout::channels_last ? p.o : pixels;
+  s.streaming = L == 16 && p.dtype == DType::f32 && 4 * g.n * p.o * pixels > kBypassFrom && run % L == 0 && reinterpret_cast<uintptr_t>(p.out.data) % 64 == 0;
   if (p.layout == Layout::channels_last) {
     const int64_t vectors = ceil_div(p.o, L), size = s.bf16_dot ? 2 : 4;
     s.panel_vectors = kPanelVectors;
@@ -151,7 +155,7 @@ void pack_nhwc(const SeparableForward& p, const SeparablePlan& s, int64_t begin,
 
 // A register block to memory: + residual, activation. Row r goes to out + r * pitch; lanes beyond `lanes` and rows beyond `rows` are dropped.
 template <int R, int NV, class T>
-FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, int64_t pitch) {
+FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, int64_t pitch, bool streaming) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     if (r >= rows) break;
@@ -166,6 +170,11 @@ FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activatio
           acc[r][v] += load_part(res, int(n));
       }
     activate_all(acc[r], activation);
+    if (streaming && lanes >= NV * L) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) store_streaming(out + r * pitch + v * L, acc[r][v]);
+      continue;
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
       const int64_t n = lanes - v * L;
@@ -181,14 +190,14 @@ FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activatio
 template <class Dot, int NV, class T>
 __attribute__((noinline)) void block_nhwc(
     const SeparableForward& p, int64_t k_count, const typename Dot::Element* panel, const typename Dot::Element* a, int64_t row_stride, const float* bias,
-    int rows, int64_t lanes, const T* residual, T* out) {
+    int rows, int64_t lanes, const T* residual, T* out, Fetch fetch, bool streaming) {
   vf acc[kRows][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = load(bias + v * L);
-  gemm_block<Dot, NV, kRows>(k_count, panel, NV * L, a, row_stride, 1, acc);
-  finish(acc, rows, lanes, p.pointwise_activation, residual, out, p.o);
+  gemm_block<Dot, NV, kRows>(k_count, panel, NV * L, a, row_stride, 1, acc, fetch);
+  finish(acc, rows, lanes, p.pointwise_activation, residual, out, p.o, streaming);
 }
 
 // Scratch: float32 for float32 products, bfloat16 read as pairs for dot products.
@@ -203,6 +212,19 @@ struct ScratchOf<BF16Dot> {
 };
 #endif
 
+// The input rows that the tile of `pixels` output pixels from p0 on reads and the one before it did not. The map streams from memory in pieces too short
+// for the hardware to see a stream; fetching them during the products overlaps the two.
+Fetch next_rows(const SeparableForward& p, int64_t size, int64_t p0, int64_t pixels) {
+  const ConvGeometry& g = p.g;
+  const int64_t plane = g.oh * g.ow, total = g.n * g.h * g.w;
+  if (total * g.c * size < kStreamsFrom || p0 >= g.n * plane) return {};
+  const int64_t n = p0 / plane, oy = (p0 - n * plane) / g.ow, ox = p0 - n * plane - oy * g.ow;
+  const int64_t row = oy * g.sh - g.pt + (g.kh - 1) * g.dh;
+  if (row < 0 || row >= g.h) return {};
+  const int64_t first = (n * g.h + row) * g.w + min64(ox * g.sw, g.w - 1), last = min64(total, first + pixels * g.sh * g.sw);
+  return {static_cast<const char*>(p.x.data) + first * g.c * size, (last - first) * g.c * size / 64};
+}
+
 template <class T, class Dot>
 void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNhwc& w, int64_t tile, int64_t split, void* scratch) {
   using Element = typename Dot::Element;
@@ -210,7 +232,8 @@ void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNh
   const ConvGeometry& g = p.g;
   const int64_t channels = g.out_channels(), plane = g.oh * g.ow, p0 = tile * s.tile_pixels, p1 = min64(g.n * plane, p0 + s.tile_pixels);
   Stored* a = static_cast<Stored*>(scratch);
-  const StageCall call{w.depthwise, p.input_activation, p.depthwise_activation, fetch_ahead(g, sizeof(T))};
+  // Coming rows are fetched during the products, not here.
+  const StageCall call{w.depthwise, p.input_activation, p.depthwise_activation, 0};
   stage_pixels_nhwc<T>(g, call, p.x, p0, p1, StageTarget<Stored>{a, s.row_stride});
   if (Dot::kStep == 2 && channels % 2)  // the odd channel's partner
     for (int64_t r = 0; r < p1 - p0; ++r) memset(static_cast<void*>(a + r * s.row_stride + channels), 0, sizeof(Stored));
@@ -220,15 +243,21 @@ void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNh
   const T* residual = static_cast<const T*>(p.residual.data);
   T* out = static_cast<T*>(p.out.data);
   const int64_t first = s.panels * split / s.splits, last = s.panels * (split + 1) / s.splits;
+  const Fetch next = next_rows(p, sizeof(T), p1, s.tile_pixels);
+  const int64_t calls = (last - first) * ceil_div(p1 - p0, kRows), lines = ceil_div(next.lines, calls);
+  int64_t fetched = 0;
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t v0 = panel_begin(vectors, s.panels, panel), nv = panel_begin(vectors, s.panels, panel + 1) - v0;
     const Element* weights = static_cast<const Element*>(w.panels) + v0 * L * k_count;
     for (int64_t r = 0; r < p1 - p0; r += kRows) {
       const int64_t offset = (p0 + r) * p.o + v0 * L;
       const int count = int(min64(kRows, p1 - p0 - r));
+      const Fetch fetch{next.at + 64 * fetched, min64(lines, next.lines - fetched)};
+      fetched += fetch.lines;
       auto block = [&](auto width) __attribute__((always_inline)) {
         block_nhwc<Dot, width.value, T>(
-            p, k_count, weights, rows + r * row_stride, row_stride, w.bias + v0 * L, count, p.o - v0 * L, residual ? residual + offset : nullptr, out + offset);
+            p, k_count, weights, rows + r * row_stride, row_stride, w.bias + v0 * L, count, p.o - v0 * L, residual ? residual + offset : nullptr, out + offset,
+            fetch, s.streaming);
       };
       switch (nv) {
         case 1: block(Int<1>{}); break;
@@ -280,16 +309,45 @@ void pack_nchw(const SeparableForward& p, int64_t begin, int64_t end, void* pack
 
 template <int R, class T>
 __attribute__((noinline)) void block_nchw(
-    const SeparableForward& p, int64_t channels, const float* panel, const float* weights, const float* bias, int64_t pixels, const T* residual, T* out) {
+    const SeparableForward& p, int64_t channels, const float* panel, const float* weights, const float* bias, int64_t pixels, const T* residual, T* out,
+    Fetch fetch, bool streaming) {
   const int64_t plane = p.g.oh * p.g.ow;
   vf acc[R][kGroup];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kGroup; ++v) acc[r][v] = set1(bias[r]);
-  gemm_block<F32Dot, kGroup, R>(channels, panel, kGroupPixels, weights, channels, 1, acc);
-  finish(acc, R, pixels, p.pointwise_activation, residual, out, plane);
+  gemm_block<F32Dot, kGroup, R>(channels, panel, kGroupPixels, weights, channels, 1, acc, fetch);
+  finish(acc, R, pixels, p.pointwise_activation, residual, out, plane, streaming);
 }
+
+// The same for planes: the lowest rows of the next tile, one channel after the other, handed out over `calls` products.
+template <class T>
+class PlaneFetch {
+ public:
+  PlaneFetch(const SeparableForward& p, const T* image, int64_t p0, int64_t pixels, int64_t calls) : view_(p.x), calls_(calls), channels_(p.g.c) {
+    const ConvGeometry& g = p.g;
+    const int64_t row = p0 / g.ow * g.sh - g.pt + (g.kh - 1) * g.dh;
+    if (g.c * g.h * g.w * int64_t(sizeof(T)) < kStreamsFrom || p0 >= g.oh * g.ow || row < 0 || row >= g.h) return;
+    const int64_t first = row * g.w + p0 % g.ow, last = min64(g.h * g.w, first + pixels * g.sh * g.sw);
+    if (last <= first) return;
+    at_ = image + first;
+    lines_ = ceil_div((last - first) * int64_t(sizeof(T)), 64);
+  }
+  // Whole channels at once, the last of them spread over the product to come.
+  Fetch next() {
+    const int64_t begin = call_ * channels_ / calls_, end = ++call_ * channels_ / calls_;
+    if (!at_ || begin >= end || end > channels_) return {};
+    for (int64_t c = begin; c + 1 < end; ++c)
+      for (int64_t i = 0; i < lines_; ++i) prefetch_l2(reinterpret_cast<const char*>(at_ + c * view_.sc) + 64 * i);
+    return {reinterpret_cast<const char*>(at_ + (end - 1) * view_.sc), lines_};
+  }
+
+ private:
+  MapView view_;
+  const T* at_ = nullptr;
+  int64_t lines_ = 0, calls_, channels_, call_ = 0;
+};
 
 template <class T>
 void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNchw& w, int64_t n, int64_t tile, int64_t split, void* scratch) {
@@ -310,7 +368,6 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
   const T* image = static_cast<const T*>(p.x.data) + n * p.x.sn;
   for (int64_t c = 0; c < channels; ++c) {
     const T* x = image + c / g.multiplier * p.x.sc;
-    fetch_plane(g, image, p.x, c / g.multiplier, p0, p1);
     const float* from;
     if (s.flat) {
       from = reinterpret_cast<const float*>(x) + p0;
@@ -328,12 +385,14 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
   const T* residual = static_cast<const T*>(p.residual.data);
   T* out = static_cast<T*>(p.out.data);
   const int64_t first = p.o * split / s.splits, last = p.o * (split + 1) / s.splits;
+  PlaneFetch<T> fetch(p, image, p1, s.tile_pixels, groups * ceil_div(last - first, kRows));
   for (int64_t group = 0; group < groups; ++group) {
     const float* panel = panels + group * channels * kGroupPixels;
     const int64_t pixel = p0 + group * kGroupPixels, pixels = p1 - pixel;
     auto block = [&](auto rows, int64_t o) __attribute__((always_inline)) {
       const int64_t offset = (n * p.o + o) * plane + pixel;
-      block_nchw<rows.value, T>(p, channels, panel, w.weights + o * channels, w.bias + o, pixels, residual ? residual + offset : nullptr, out + offset);
+      block_nchw<rows.value, T>(
+          p, channels, panel, w.weights + o * channels, w.bias + o, pixels, residual ? residual + offset : nullptr, out + offset, fetch.next(), s.streaming);
     };
     int64_t o = first;
     for (; o + kRows <= last; o += kRows) block(Int<kRows>{}, o);

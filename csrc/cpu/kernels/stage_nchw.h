@@ -143,17 +143,6 @@ inline void staged_taps(const ConvGeometry& g, const StageShape& s, GroupTap* ta
     }
 }
 
-// Fetches what tile [p0, p1) will newly read of a plane a few channels on: its lowest rows. The others came with the tile above.
-template <class T>
-FASTCONV_INLINE void fetch_plane(const ConvGeometry& g, const T* image, const MapView& view, int64_t channel, int64_t p0, int64_t p1) {
-  constexpr int64_t kChannelsAhead = 4;
-  if (channel + kChannelsAhead >= g.c) return;
-  const int64_t lead = (g.kh - 1) * g.dh - g.pt;
-  const int64_t first = (p0 / g.ow * g.sh + lead) * g.w + p0 % g.ow, last = min64(g.h * g.w, first + (p1 - p0) * g.sh * g.sw);
-  const T* x = image + (channel + kChannelsAhead) * view.sc;
-  for (int64_t i = max64(0, first); i < last; i += 64 / int64_t(sizeof(T))) prefetch(x + i);
-}
-
 // acc[v] = bias + sum over taps, for one group of vectors starting at x.
 FASTCONV_INLINE void stage_group(const float* x, const GroupTap* taps, int64_t count, const float* weight, float bias, vf (&acc)[kGroup]) {
   const vf b = set1(bias);

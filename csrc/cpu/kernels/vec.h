@@ -167,6 +167,16 @@ FASTCONV_INLINE void store(T* p, vf v) {
 }
 #endif
 
+// A store that bypasses the caches, for maps larger than they are. p is aligned to the vector; other types and widths store as usual.
+template <class T>
+FASTCONV_INLINE void store_streaming(T* p, vf v) {
+  store(p, v);
+}
+#if FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16
+template <>
+FASTCONV_INLINE void store_streaming(float* p, vf v) { _mm512_stream_ps(p, (__m512)v); }
+#endif
+
 // ---- lanes [0, n) only; the others load as 0 ----
 template <class T>
 FASTCONV_INLINE vf load_part(const T* p, int n) {
