@@ -386,22 +386,22 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
   T* out = static_cast<T*>(p.out.data);
   const int64_t first = p.o * split / s.splits, last = p.o * (split + 1) / s.splits;
   PlaneFetch<T> fetch(p, image, p1, s.tile_pixels, groups * ceil_div(last - first, kRows));
-  for (int64_t group = 0; group < groups; ++group) {
-    const float* panel = panels + group * channels * kGroupPixels;
-    const int64_t pixel = p0 + group * kGroupPixels, pixels = p1 - pixel;
-    auto block = [&](auto rows, int64_t o) __attribute__((always_inline)) {
-      const int64_t offset = (n * p.o + o) * plane + pixel;
-      block_nchw<rows.value, T>(
-          p, channels, panel, w.weights + o * channels, w.bias + o, pixels, residual ? residual + offset : nullptr, out + offset, fetch.next(), s.streaming);
-    };
-    int64_t o = first;
-    for (; o + kRows <= last; o += kRows) block(Int<kRows>{}, o);
-    // The last rows overlap their predecessors: the same values are written twice.
-    if (o < last && last - first >= kRows)
-      block(Int<kRows>{}, last - kRows);
-    else
-      for (; o < last; ++o) block(Int<1>{}, o);
-  }
+  // Groups innermost: a row of the output is written in one run of the tile's pixels.
+  auto rows = [&](auto count, int64_t o) __attribute__((always_inline)) {
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t pixel = p0 + group * kGroupPixels, offset = (n * p.o + o) * plane + pixel;
+      block_nchw<count.value, T>(
+          p, channels, panels + group * channels * kGroupPixels, w.weights + o * channels, w.bias + o, p1 - pixel, residual ? residual + offset : nullptr,
+          out + offset, fetch.next(), s.streaming);
+    }
+  };
+  int64_t o = first;
+  for (; o + kRows <= last; o += kRows) rows(Int<kRows>{}, o);
+  // The last rows overlap their predecessors: the same values are written twice.
+  if (o < last && last - first >= kRows)
+    rows(Int<kRows>{}, last - kRows);
+  else
+    for (; o < last; ++o) rows(Int<1>{}, o);
 }
 
 // ---- entries -----------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,19 @@ struct StageCall {
 // Input rows ahead of the ones in use worth fetching: none while the whole input stays in cache anyway.
 inline int64_t fetch_ahead(const ConvGeometry& g, int64_t element_size) { return g.c * g.h * g.w * element_size > (1 << 20) ? (g.kh - 1) * g.dh + g.sh : 0; }
 
+// Three horizontal taps of eight pixels where the tap distance is Q pixels: every input pixel is loaded and converted once for all three.
+template <int Q, Read R, class T>
+FASTCONV_INLINE void three_taps(const T* x, int64_t step, const float* weight, int64_t pitch, int64_t c, int n, const ConvGeometry& g, vf (&acc)[8]) {
+  const vf w[3] = {load(weight), load(weight + pitch), load(weight + 2 * pitch)};
+#pragma GCC unroll 12
+  for (int j = 0; j < 8 + 2 * Q; ++j) {
+    const vf v = read_channels<R>(x + j * step, c, n, g, Activation::identity);
+#pragma GCC unroll 3
+    for (int t = 0; t < 3; ++t)
+      if (j - t * Q >= 0 && j - t * Q < 8) acc[j - t * Q] = fma(w[t], v, acc[j - t * Q]);
+  }
+}
+
 // U neighbouring pixels of one segment, all channels. `x` is the input pixel under tap (0, 0) of the first, `step` the distance of two pixels,
 // `coming` the input pixel whose row is fetched (or null).
 template <int U, Read R, class T, class Out>
@@ -99,6 +112,17 @@ FASTCONV_INLINE void stage_block_nhwc(
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) acc[u] = b;
     for (int64_t i = ty.lo; i < ty.hi; ++i) {
+      if constexpr (U == 8 && R != Read::general) {
+        const bool three = tx.hi - tx.lo == 3;
+        if (three && column == step) {
+          three_taps<1, R>(x + i * row + tx.lo * column, step, packed + (i * g.kw + tx.lo) * pitch + c, pitch, c, n, g, acc);
+          continue;
+        }
+        if (three && column == 2 * step) {
+          three_taps<2, R>(x + i * row + tx.lo * column, step, packed + (i * g.kw + tx.lo) * pitch + c, pitch, c, n, g, acc);
+          continue;
+        }
+      }
       const T* xt = x + i * row + tx.lo * column;
       const float* wt = packed + (i * g.kw + tx.lo) * pitch + c;
       for (int64_t j = tx.lo; j < tx.hi; ++j, xt += column, wt += pitch) {
