@@ -3,9 +3,88 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <string>
+
+#include "common/shape.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
+
+namespace {
+
+using fastconv::ConvGeometry;
+
+fastconv::DType dtype(const std::string& name) {
+  if (name == "float32") return fastconv::DType::f32;
+  if (name == "float16") return fastconv::DType::f16;
+  if (name == "bfloat16") return fastconv::DType::bf16;
+  throw py::value_error("dtype: expected float32, float16 or bfloat16, got '" + name + "'");
+}
+
+fastconv::Layout layout(const std::string& name) {
+  if (name == "contiguous") return fastconv::Layout::contiguous;
+  if (name == "channels_last") return fastconv::Layout::channels_last;
+  throw py::value_error("layout: expected contiguous or channels_last, got '" + name + "'");
+}
+
+ConvGeometry geometry(
+    const std::array<int64_t, 4>& input, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
+    const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation) {
+  ConvGeometry g;
+  g.n = input[0], g.c = input[1], g.h = input[2], g.w = input[3], g.multiplier = multiplier;
+  g.kh = kernel[0], g.kw = kernel[1], g.sh = stride[0], g.sw = stride[1], g.dh = dilation[0], g.dw = dilation[1];
+  g.pt = padding[0], g.pb = padding[1], g.pl = padding[2], g.pr = padding[3];
+  g.oh = fastconv::conv_out(g.h, g.pt, g.pb, g.dh, g.kh, g.sh);
+  g.ow = fastconv::conv_out(g.w, g.pl, g.pr, g.dw, g.kw, g.sw);
+  for (int64_t v : {g.n, g.c, g.h, g.w, g.multiplier, g.kh, g.kw, g.sh, g.sw, g.dh, g.dw, g.oh, g.ow})
+    if (v < 1) throw py::value_error("the plan of an empty or ill-formed convolution was asked for");
+  return g;
+}
+
+py::dict separable_plan(const ConvGeometry& g, int64_t out_channels, const std::string& type, const std::string& format, int threads) {
+  fastconv::SeparableForward p = {};
+  p.g = g, p.o = out_channels, p.dtype = dtype(type), p.layout = layout(format);
+  const fastconv::SeparablePlan s = fastconv::kernels().separable_plan(p, threads);
+  const bool last = p.layout == fastconv::Layout::channels_last;
+  py::dict d;
+  d["kernel"] = std::string("fused separable, ") + (s.bf16_dot ? "bf16 dot products" : "float32 products") +
+      (last ? "" : s.flat ? ", taps read in place" : ", rows staged as float32");
+  d["isa"] = fastconv::kernels().name;
+  d["tile_pixels"] = s.tile_pixels;
+  d["tiles"] = s.tiles;
+  d["output_channel_splits"] = s.splits;
+  d["work_items"] = s.items;
+  d["register_block"] = std::to_string(s.panel_rows) + (last ? " pixels x " : " output channels x ") + std::to_string(s.panel_vectors * fastconv::kernels().lanes) +
+      (last ? " output channels" : " pixels");
+  d["scratch_bytes_per_thread"] = s.scratch_bytes;
+  d["packed_weight_bytes"] = s.packed_bytes;
+  d["output_bypasses_cache"] = s.streaming;
+  return d;
+}
+
+py::dict depthwise_plan(const ConvGeometry& g, const std::string& type, const std::string& format, int threads) {
+  fastconv::DepthwiseForward p = {};
+  p.g = g, p.dtype = dtype(type), p.layout = layout(format);
+  const fastconv::DepthwisePlan s = fastconv::kernels().depthwise_plan(p, threads);
+  const bool last = p.layout == fastconv::Layout::channels_last;
+  py::dict d;
+  d["kernel"] = std::string("depthwise") + (last ? "" : s.flat ? ", taps read in place" : ", rows staged as float32");
+  d["isa"] = fastconv::kernels().name;
+  if (last) {
+    d["rows_per_item"] = s.rows_per_item;
+  } else {
+    d["tile_pixels"] = s.tile_pixels;
+    d["tiles"] = s.tiles;
+    d["channels_per_item"] = s.channels_per_item;
+  }
+  d["work_items"] = s.items;
+  d["scratch_bytes_per_thread"] = s.scratch_bytes;
+  d["packed_weight_bytes"] = s.packed_bytes;
+  return d;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts, plans and machine ceilings of fastconv.";
@@ -31,6 +110,22 @@ PYBIND11_MODULE(_C, m) {
         return d;
       },
       "The instruction set of the CPU kernels, those this machine can run (best first), and a refused FASTCONV_CPU_ISA.");
+  m.def(
+      "plan_separable",
+      [](const std::array<int64_t, 4>& input, int64_t out_channels, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
+         const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout, int threads) {
+        return separable_plan(geometry(input, multiplier, kernel, stride, padding, dilation), out_channels, dtype, layout, threads);
+      },
+      py::arg("input"), py::arg("out_channels"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("dtype"), py::arg("layout"), py::arg("threads"), "What the CPU kernel decides for one fused separable layer; padding is (top, bottom, left, right).");
+  m.def(
+      "plan_depthwise",
+      [](const std::array<int64_t, 4>& input, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
+         const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout, int threads) {
+        return depthwise_plan(geometry(input, multiplier, kernel, stride, padding, dilation), dtype, layout, threads);
+      },
+      py::arg("input"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("dtype"), py::arg("layout"),
+      py::arg("threads"), "The same for a depthwise layer.");
   m.def(
       "fma_flops", [](int64_t rounds) { py::gil_scoped_release release; return fastconv::kernels().fma_peak(rounds); }, py::arg("rounds"),
       "Runs `rounds` rounds of independent float32 multiply-adds on the calling thread; returns the floating-point operations done.");

@@ -3,6 +3,7 @@
 
 #include "common/check.h"
 #include "common/library_path.h"
+#include "forward.h"
 #include "isa.h"
 #include "parallel.h"
 
@@ -38,7 +39,15 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv2d_backward(
   Tensor z;
   ActivationGate gate = {act, {}};
   if (act != Activation::identity) {
-    z = to_dense(derivative_from_output(act) && output ? *output : library::depthwise(input, weight, bias, args, Activation::identity), layout);
+    if (derivative_from_output(act) && output) {
+      z = to_dense(*output, layout);
+    } else {
+      const OptTensor b = to_dense(bias);
+      z = empty_map(input, size, layout);
+      if (z.numel() > 0)
+        run_depthwise_forward(
+            {g, dtype, layout, Activation::identity, Activation::identity, view(x, layout), w.const_data_ptr(), data_or_null(b), mutable_view(z, layout)});
+    }
     gate.z = view(z, layout);
   }
   const Tensor none = nothing(input);

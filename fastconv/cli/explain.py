@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fastconv.functional as FF
-from fastconv import backends
+from fastconv import _arguments, backends
 from fastconv.reference import ACTIVATIONS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -142,6 +142,31 @@ LAYERS = {
 }
 
 
+def cpu_plan(options: argparse.Namespace, layer: Layer) -> dict | None:
+    """What the CPU kernel decides for a convolution: kernel, tile, scratch. Pools have no plan to show."""
+    if options.op not in ("separable", "depthwise") or options.dtype == "float64" or not layer.output.numel():
+        return None
+    from fastconv import _C
+
+    given = conv_options(options)
+    weight = torch.empty(options.shape[1] * options.depth_multiplier, 1, *options.kernel, device="meta")
+    _, padding, _, _ = _arguments.conv("explain", torch.empty(options.shape, device="meta"), weight, given["stride"], given["padding"], given["dilation"])
+    common = {
+        "input": options.shape,
+        "multiplier": options.depth_multiplier,
+        "kernel": options.kernel,
+        "stride": given["stride"],
+        "padding": padding,
+        "dilation": given["dilation"],
+        "dtype": options.dtype,
+        "layout": options.format,
+        "threads": torch.get_num_threads(),
+    }
+    if options.op == "depthwise":
+        return _C.plan_depthwise(**common)
+    return _C.plan_separable(out_channels=options.out_channels or options.shape[1], **common)
+
+
 def best_seconds(call, device: str, budget: float = 0.15) -> float:
     def once() -> float:
         if device.startswith("cuda"):
@@ -219,6 +244,7 @@ def explain(options: argparse.Namespace) -> dict:
         "device": options.device,
         "backend": choice.backend,
         "refused": choice.refused,
+        "plan": cpu_plan(options, layer) if choice.backend == "cpu" else None,
         "flops": layer.flops,
         "bytes": layer.bytes,
         "bytes_unfused": layer.unfused_bytes,
@@ -239,6 +265,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"backend   {facts['backend']}")
     for name, reason in facts["refused"].items():
         print(f"          not {name}: {reason}")
+    for index, (name, value) in enumerate((facts["plan"] or {}).items()):
+        print(f"{'' if index else 'plan':<10}{name.replace('_', ' ')}: {value}")
     print(f"work      {facts['flops'] / 1e6:,.1f} MFLOP, {facts['bytes'] / 1e6:,.2f} MB: {facts['flops'] / facts['bytes']:.1f} FLOP a byte")
     if facts["bytes_unfused"] > facts["bytes"]:
         print(f"          as separate layers {facts['bytes_unfused'] / 1e6:,.2f} MB")
