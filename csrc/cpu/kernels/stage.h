@@ -80,23 +80,26 @@ struct StageCall {
 // Input rows ahead of the ones in use worth fetching: none while the whole input stays in cache anyway.
 inline int64_t fetch_ahead(const ConvGeometry& g, int64_t element_size) { return g.c * g.h * g.w * element_size > (1 << 20) ? (g.kh - 1) * g.dh + g.sh : 0; }
 
-// Three horizontal taps of eight pixels where the tap distance is Q pixels: every input pixel is loaded and converted once for all three.
-template <int Q, Read R, class T>
-FASTCONV_INLINE void three_taps(const T* x, int64_t step, const float* weight, int64_t pitch, int64_t c, int n, const ConvGeometry& g, vf (&acc)[8]) {
-  const vf w[3] = {load(weight), load(weight + pitch), load(weight + 2 * pitch)};
-#pragma GCC unroll 12
-  for (int j = 0; j < 8 + 2 * Q; ++j) {
+// K horizontal taps of eight pixels where the distance of two taps is Q pixels: every input pixel is loaded and converted once for all of them.
+template <int K, int Q, Read R, class T>
+FASTCONV_INLINE void shared_taps(const T* x, int64_t step, const float* weight, int64_t pitch, int64_t c, int n, const ConvGeometry& g, vf (&acc)[8]) {
+  vf w[K];
+#pragma GCC unroll 8
+  for (int t = 0; t < K; ++t) w[t] = load(weight + t * pitch);
+#pragma GCC unroll 20
+  for (int j = 0; j < 8 + (K - 1) * Q; ++j) {
     const vf v = read_channels<R>(x + j * step, c, n, g, Activation::identity);
-#pragma GCC unroll 3
-    for (int t = 0; t < 3; ++t)
+#pragma GCC unroll 8
+    for (int t = 0; t < K; ++t)
       if (j - t * Q >= 0 && j - t * Q < 8) acc[j - t * Q] = fma(w[t], v, acc[j - t * Q]);
   }
 }
 
 // U neighbouring pixels of one segment, all channels. `x` is the input pixel under tap (0, 0) of the first, `step` the distance of two pixels,
 // `coming` the input pixel whose row is fetched (or null).
-template <int U, Read R, class T, class Out>
-FASTCONV_INLINE void stage_block_nhwc(
+// K > 0: the segment's K taps lie Q pixels apart (U is 8 then).
+template <int U, int K, int Q, Read R, class T, class Out>
+__attribute__((noinline)) void stage_block_nhwc(
     const ConvGeometry& g, const StageCall& call, TapRange ty, TapRange tx, const T* x, int64_t row, int64_t column, int64_t step, const T* coming, Out* out,
     int64_t out_pixel, int64_t out_panel) {
   const float* packed = call.packed;
@@ -112,16 +115,9 @@ FASTCONV_INLINE void stage_block_nhwc(
 #pragma GCC unroll 8
     for (int u = 0; u < U; ++u) acc[u] = b;
     for (int64_t i = ty.lo; i < ty.hi; ++i) {
-      if constexpr (U == 8 && R != Read::general) {
-        const bool three = tx.hi - tx.lo == 3;
-        if (three && column == step) {
-          three_taps<1, R>(x + i * row + tx.lo * column, step, packed + (i * g.kw + tx.lo) * pitch + c, pitch, c, n, g, acc);
-          continue;
-        }
-        if (three && column == 2 * step) {
-          three_taps<2, R>(x + i * row + tx.lo * column, step, packed + (i * g.kw + tx.lo) * pitch + c, pitch, c, n, g, acc);
-          continue;
-        }
+      if constexpr (K > 0) {
+        shared_taps<K, Q, R>(x + i * row + tx.lo * column, step, packed + (i * g.kw + tx.lo) * pitch + c, pitch, c, n, g, acc);
+        continue;
       }
       const T* xt = x + i * row + tx.lo * column;
       const float* wt = packed + (i * g.kw + tx.lo) * pitch + c;
@@ -141,6 +137,24 @@ FASTCONV_INLINE void stage_block_nhwc(
     }
   };
   int64_t c = 0;
+  if constexpr (U == 1 && R != Read::general) {
+    // One pixel alone is one chain of additions; four channel vectors are four.
+    for (; c + 4 * L <= channels; c += 4 * L) {
+      vf acc[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) acc[v] = load(bias + c + v * L);
+      for (int64_t i = ty.lo; i < ty.hi; ++i)
+        for (int64_t j = tx.lo; j < tx.hi; ++j) {
+          const T* xt = x + i * row + j * column + c;
+          const float* wt = packed + (i * g.kw + j) * pitch + c;
+#pragma GCC unroll 4
+          for (int v = 0; v < 4; ++v) acc[v] = fma(load(wt + v * L), read_channels<R>(xt, v * L, L, g, Activation::identity), acc[v]);
+        }
+      activate_all(acc, call.activation);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) store(to.at(0, c + v * L), acc[v]);
+    }
+  }
   for (; c + L <= channels; c += L) vectors(c, L);
   if (c < channels) vectors(c, int(channels - c));
 }
@@ -156,16 +170,37 @@ void stage_row_nhwc(const ConvGeometry& g, const StageCall& call, const MapView&
   for (int64_t x = x0; x < x1;) {
     const TapRange tx = valid_taps(x * g.sw - g.pl, g.dw, g.kw, g.w);
     const int64_t end = segment_end(g, x, tx, x1);
-    auto block = [&](auto width) __attribute__((always_inline)) {
+    auto block = [&](auto width, auto taps, auto apart) __attribute__((always_inline)) {
       // Taps outside are never dereferenced, so this address may lie outside the map.
       const T* corner = base + iy * view.sh + (x * g.sw - g.pl) * view.sw;
       const T* coming = fetch ? corner + call.ahead * view.sh + g.pl * view.sw : nullptr;
-      stage_block_nhwc<width.value, R>(g, call, ty, tx, corner, row, column, step, coming, to.at(x - x0, 0), to.pixel, to.panel);
+      stage_block_nhwc<width.value, taps.value, apart.value, R>(g, call, ty, tx, corner, row, column, step, coming, to.at(x - x0, 0), to.pixel, to.panel);
       x += width.value;
     };
-    while (x + 8 <= end) block(Int<8>{});
-    if (x + 4 <= end) block(Int<4>{});
-    while (x < end) block(Int<1>{});
+    // The rest of a segment overlaps its predecessors where that costs less than going pixel by pixel: the same values are written twice.
+    const int64_t begin = x;
+    const int64_t taps = tx.hi - tx.lo, apart = column == step ? 1 : column == 2 * step ? 2 : 0;
+    auto eight = [&]() __attribute__((always_inline)) {
+      if constexpr (R != Read::general) {
+        if (taps == 3 && apart == 1) return block(Int<8>{}, Int<3>{}, Int<1>{});
+        if (taps == 3 && apart == 2) return block(Int<8>{}, Int<3>{}, Int<2>{});
+        if (taps == 5 && apart == 1) return block(Int<8>{}, Int<5>{}, Int<1>{});
+        if (taps == 7 && apart == 1) return block(Int<8>{}, Int<7>{}, Int<1>{});
+      }
+      block(Int<8>{}, Int<0>{}, Int<0>{});
+    };
+    while (x + 8 <= end) eight();
+    if (end - x > 4 && end - begin >= 8) {
+      x = end - 8;
+      eight();
+    } else {
+      if (end - x >= 4) block(Int<4>{}, Int<0>{}, Int<0>{});
+      if (end - x > 1 && end - begin >= 4) {
+        x = end - 4;
+        block(Int<4>{}, Int<0>{}, Int<0>{});
+      }
+    }
+    while (x < end) block(Int<1>{}, Int<0>{}, Int<0>{});
   }
 }
 
