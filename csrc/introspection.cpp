@@ -19,7 +19,8 @@ fastconv::DType dtype(const std::string& name) {
   if (name == "float32") return fastconv::DType::f32;
   if (name == "float16") return fastconv::DType::f16;
   if (name == "bfloat16") return fastconv::DType::bf16;
-  throw py::value_error("dtype: expected float32, float16 or bfloat16, got '" + name + "'");
+  if (name == "float64") return fastconv::DType::f64;
+  throw py::value_error("dtype: expected float32, float16, bfloat16 or float64, got '" + name + "'");
 }
 
 fastconv::Layout layout(const std::string& name) {
@@ -42,9 +43,12 @@ ConvGeometry geometry(
   return g;
 }
 
-py::dict separable_plan(const ConvGeometry& g, int64_t out_channels, const std::string& type, const std::string& format, int threads) {
+py::dict separable_plan(
+    const ConvGeometry& g, int64_t out_channels, const std::string& type, const std::string& format, bool input_activation, int threads) {
   fastconv::SeparableForward p = {};
   p.g = g, p.o = out_channels, p.dtype = dtype(type), p.layout = layout(format);
+  // A plan depends on whether there is one, not on which.
+  p.input_activation = input_activation ? fastconv::Activation::relu : fastconv::Activation::identity;
   const fastconv::SeparablePlan s = fastconv::kernels().separable_plan(p, threads);
   const bool last = p.layout == fastconv::Layout::channels_last;
   py::dict d;
@@ -84,6 +88,33 @@ py::dict depthwise_plan(const ConvGeometry& g, const std::string& type, const st
   return d;
 }
 
+py::dict pool_plan(
+    bool max, const std::array<int64_t, 4>& input, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
+    const std::array<int64_t, 2>& padding, const std::array<int64_t, 2>& dilation, const std::string& type, const std::string& format, int threads) {
+  fastconv::PoolGeometry g = {};
+  g.n = input[0], g.c = input[1], g.h = input[2], g.w = input[3];
+  g.kh = kernel[0], g.kw = kernel[1], g.sh = stride[0], g.sw = stride[1];
+  g.ph = padding[0], g.pw = padding[1], g.dh = dilation[0], g.dw = dilation[1];
+  g.dense_h = fastconv::dense_length(g.h, g.ph, g.dh, g.kh, g.sh, false);
+  g.dense_w = fastconv::dense_length(g.w, g.pw, g.dw, g.kw, g.sw, false);
+  for (int64_t v : {g.n, g.c, g.h, g.w, g.kh, g.kw, g.sh, g.sw, g.dh, g.dw, g.dense_h, g.dense_w})
+    if (v < 1) throw py::value_error("the plan of an empty or ill-formed pool was asked for");
+  g.frag_h = fastconv::ceil_div(g.dense_h, g.sh), g.frag_w = fastconv::ceil_div(g.dense_w, g.sw);
+  fastconv::MaxPool m = {};
+  fastconv::AvgPool a = {};
+  m.g = a.g = g, m.dtype = a.dtype = dtype(type), m.layout = a.layout = layout(format);
+  const fastconv::PoolPlan s = max ? fastconv::kernels().max_pool_plan(m, threads) : fastconv::kernels().avg_pool_plan(a, threads);
+  py::dict d;
+  d["kernel"] = max ? "separable maximum, all offsets in one pass" : "separable sum, all offsets in one pass";
+  d["isa"] = fastconv::kernels().name;
+  d["strip_channels"] = s.channels;
+  d["strip_columns"] = s.columns;
+  d["strip_rows"] = s.rows;
+  d["work_items"] = s.items;
+  d["scratch_bytes_per_thread"] = s.scratch_bytes;
+  return d;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -113,11 +144,13 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "plan_separable",
       [](const std::array<int64_t, 4>& input, int64_t out_channels, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
-         const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout, int threads) {
-        return separable_plan(geometry(input, multiplier, kernel, stride, padding, dilation), out_channels, dtype, layout, threads);
+         const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout,
+         bool input_activation, int threads) {
+        return separable_plan(geometry(input, multiplier, kernel, stride, padding, dilation), out_channels, dtype, layout, input_activation, threads);
       },
       py::arg("input"), py::arg("out_channels"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-      py::arg("dtype"), py::arg("layout"), py::arg("threads"), "What the CPU kernel decides for one fused separable layer; padding is (top, bottom, left, right).");
+      py::arg("dtype"), py::arg("layout"), py::arg("input_activation"), py::arg("threads"),
+      "What the CPU kernel decides for one fused separable layer; padding is (top, bottom, left, right).");
   m.def(
       "plan_depthwise",
       [](const std::array<int64_t, 4>& input, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
@@ -126,6 +159,9 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("input"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("dtype"), py::arg("layout"),
       py::arg("threads"), "The same for a depthwise layer.");
+  m.def(
+      "plan_pool", &pool_plan, py::arg("max"), py::arg("input"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+      py::arg("dtype"), py::arg("layout"), py::arg("threads"), "The same for a stitched max or average pool; padding is (vertical, horizontal).");
   m.def(
       "fma_flops", [](int64_t rounds) { py::gil_scoped_release release; return fastconv::kernels().fma_peak(rounds); }, py::arg("rounds"),
       "Runs `rounds` rounds of independent float32 multiply-adds on the calling thread; returns the floating-point operations done.");

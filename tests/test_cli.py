@@ -73,6 +73,26 @@ def test_explain_other_operators(capsys, op, dense):
     facts = explained(capsys, "--op", op, "--shape", "1,4,9,12", "--dtype", "bfloat16")
     assert facts["output"] == dense
     assert facts["bytes_unfused"] == facts["bytes"]
+    assert facts["plan"]["work_items"] >= 1
+
+
+def test_explain_shows_the_plan_that_the_kernel_obeys(capsys):
+    plan = explained(capsys, "--shape", "1,728,33,33", "--dilation", "2", "--format", "channels_last")["plan"]
+    # The tiles cover the map, none of them is empty, and the depthwise result of one lies in the scratch.
+    assert (plan["tiles"] - 1) * plan["tile_pixels"] < 33 * 33 <= plan["tiles"] * plan["tile_pixels"]
+    assert plan["scratch_bytes_per_thread"] >= 4 * 728 * plan["tile_pixels"]
+    assert plan["packed_weight_bytes"] >= 4 * 728 * (728 + 9)
+    assert plan["work_items"] == plan["tiles"] * plan["output_channel_splits"]
+    text = output_of(capsys, "explain", "--no-floor", "--device", "cpu", "--shape", "1,728,33,33", "--format", "channels_last")
+    assert f"tile pixels: {plan['tile_pixels']}" in text
+    # Relu before the depthwise part: rows must be staged, a tap cannot be read in place any more.
+    layer = ("--shape", "1,64,33,33")
+    assert "taps read in place" in explained(capsys, *layer)["kernel"]
+    assert "rows staged" in explained(capsys, *layer, "--input-activation", "relu")["kernel"]
+    exact = explained(capsys, "--shape", "1,8,33,33", "--dtype", "float64")
+    assert exact["plan"] is None and exact["kernel"] == "PyTorch's own operators, one after the other"
+    with fastconv.backends.use("reference"):
+        assert explained(capsys, "--op", "max-pool", "--shape", "1,8,33,33")["plan"] is None
 
 
 def test_explain_measures_a_floor(capsys):

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import fastconv.functional as FF
-from fastconv import _arguments, backends
+from fastconv import _arguments as check
+from fastconv import backends
 from fastconv.reference import ACTIVATIONS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -78,6 +79,8 @@ class Layer:
     output: Tensor
     flops: int
     unfused: list[Tensor]  # maps that PyTorch writes to memory and reads back
+    plan: str  # the function of fastconv._C that tells what the CPU kernel decides for such a layer,
+    plan_arguments: dict  # and what that function is asked
 
     @property
     def bytes(self) -> int:
@@ -102,10 +105,16 @@ def depthwise_weight(options: argparse.Namespace, x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1] * options.depth_multiplier, 1, *options.kernel)
 
 
+def conv_plan(options: argparse.Namespace, x: Tensor, weight: Tensor) -> dict:
+    stride, pads, dilation, _ = check.conv("explain", x, weight, **conv_options(options))
+    return {"multiplier": options.depth_multiplier, "kernel": options.kernel, "stride": stride, "padding": pads, "dilation": dilation}
+
+
 def depthwise(options: argparse.Namespace, x: Tensor) -> Layer:
     weight = depthwise_weight(options, x)
     out = FF.depthwise_conv2d(x, weight, activation=options.depthwise_activation, **conv_options(options))
-    return Layer("depthwise_conv2d", [x, weight], out, 2 * out.numel() * math.prod(options.kernel), [])
+    flops = 2 * out.numel() * math.prod(options.kernel)
+    return Layer("depthwise_conv2d", [x, weight], out, flops, [], "plan_depthwise", conv_plan(options, x, weight))
 
 
 def separable(options: argparse.Namespace, x: Tensor) -> Layer:
@@ -121,15 +130,21 @@ def separable(options: argparse.Namespace, x: Tensor) -> Layer:
     residual = [torch.empty_like(out)] if options.residual else []
     middle = x.new_empty(out.shape[0], weight.shape[0], *out.shape[2:])
     flops = 2 * middle.numel() * math.prod(options.kernel) + 2 * out.numel() * weight.shape[0]
-    return Layer("depthwise_separable_conv2d", [x, weight, pointwise, *residual], call(*residual or [None]), flops, [middle])
+    asked = conv_plan(options, x, weight)
+    asked |= {"out_channels": out_channels, "input_activation": options.input_activation != "identity"}
+    out = call(*residual or [None])
+    return Layer("depthwise_separable_conv2d", [x, weight, pointwise, *residual], out, flops, [middle], "plan_separable", asked)
 
 
 def pool(function) -> Layer:
     def build(options: argparse.Namespace, x: Tensor) -> Layer:
-        given = {"padding": 0 if options.padding is None else options.padding, "dilation": options.dilation}
-        out = function(x, options.kernel, options.stride, **given)
+        stride, pads = options.stride or options.kernel, (0, 0) if options.padding is None else options.padding
+        out = function(x, options.kernel, stride, pads, options.dilation)
         # One pass along each axis is the least that is known; a comparison or an addition counts as one operation.
-        return Layer(function.__name__, [x], out, out.numel() * (sum(options.kernel) - 2), [])
+        flops = out.numel() * (sum(options.kernel) - 2)
+        asked = {"kernel": options.kernel, "stride": stride, "padding": pads, "dilation": options.dilation}
+        asked["max"] = function is FF.shift_stitch_max_pool2d
+        return Layer(function.__name__, [x], out, flops, [], "plan_pool", asked)
 
     return build
 
@@ -142,29 +157,26 @@ LAYERS = {
 }
 
 
-def cpu_plan(options: argparse.Namespace, layer: Layer) -> dict | None:
-    """What the CPU kernel decides for a convolution: kernel, tile, scratch. Pools have no plan to show."""
-    if options.op not in ("separable", "depthwise") or options.dtype == "float64" or not layer.output.numel():
-        return None
+def kernel(layer: Layer, options: argparse.Namespace, backend: str) -> tuple[str, dict | None]:
+    """A word on what serves the layer, and what the CPU kernel decides for it: as for a call made now, with this process's threads."""
+    if backend == "reference" or (backend == "cpu" and options.dtype == "float64" and layer.plan != "plan_pool"):
+        return "PyTorch's own operators, one after the other", None
+    if backend != "cpu":
+        return f"fastconv's {backend} kernels", None
+    if not layer.output.numel():
+        return "none: the output is empty", None
+    try:
+        plan_of = getattr(introspection(), layer.plan)
+    except ImportError as error:
+        return f"fastconv's CPU kernels; the plan is not known ({error})", None
+    plan = plan_of(input=options.shape, dtype=options.dtype, layout=options.format, threads=torch.get_num_threads(), **layer.plan_arguments)
+    return plan.pop("kernel"), plan
+
+
+def introspection():
     from fastconv import _C
 
-    given = conv_options(options)
-    weight = torch.empty(options.shape[1] * options.depth_multiplier, 1, *options.kernel, device="meta")
-    _, padding, _, _ = _arguments.conv("explain", torch.empty(options.shape, device="meta"), weight, given["stride"], given["padding"], given["dilation"])
-    common = {
-        "input": options.shape,
-        "multiplier": options.depth_multiplier,
-        "kernel": options.kernel,
-        "stride": given["stride"],
-        "padding": padding,
-        "dilation": given["dilation"],
-        "dtype": options.dtype,
-        "layout": options.format,
-        "threads": torch.get_num_threads(),
-    }
-    if options.op == "depthwise":
-        return _C.plan_depthwise(**common)
-    return _C.plan_separable(out_channels=options.out_channels or options.shape[1], **common)
+    return _C
 
 
 def best_seconds(call, device: str, budget: float = 0.15) -> float:
@@ -189,7 +201,7 @@ def arithmetic_rate(device: str, dtype: torch.dtype) -> float:
     size = 1024 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     rate = 2 * size**3 / best_seconds(lambda: left @ right, device)
-    probe = introspection_probe(dtype) if device == "cpu" else None
+    probe = register_probe(dtype) if device == "cpu" else None
     if probe is None:
         return rate
     threads = torch.get_num_threads()
@@ -199,12 +211,12 @@ def arithmetic_rate(device: str, dtype: torch.dtype) -> float:
     return max(rate, done[-1] / seconds)
 
 
-def introspection_probe(dtype: torch.dtype):
+def register_probe(dtype: torch.dtype):
     try:
-        from fastconv import _C
+        inside = introspection()
     except ImportError:
         return None
-    return {torch.float32: _C.fma_flops, torch.bfloat16: _C.bf16_dot_flops}.get(dtype)
+    return {torch.float32: inside.fma_flops, torch.bfloat16: inside.bf16_dot_flops}.get(dtype)
 
 
 def copy_rate(device: str, footprint: int) -> float:
@@ -217,7 +229,9 @@ def copy_rate(device: str, footprint: int) -> float:
 
 
 def floor(layer: Layer, device: str, dtype: torch.dtype) -> dict:
-    arithmetic, copy = arithmetic_rate(device, dtype), copy_rate(device, layer.bytes)
+    # Only the pointwise product can run on units that are faster in 16 bits; everything else is float32 arithmetic.
+    arithmetic = arithmetic_rate(device, dtype if layer.unfused or dtype == torch.float64 else torch.float32)
+    copy = copy_rate(device, layer.bytes)
     compute, memory = layer.flops / arithmetic, layer.bytes / copy
     return {
         "flops_per_second": arithmetic,
@@ -235,6 +249,7 @@ def explain(options: argparse.Namespace) -> dict:
     with backends.use("reference"):
         layer = LAYERS[options.op](options, x)
     choice = backends.explain_choice(layer.op, options.device, dtype)
+    name, plan = kernel(layer, options, choice.backend)
     return {
         "op": layer.op,
         "input": list(x.shape),
@@ -244,7 +259,8 @@ def explain(options: argparse.Namespace) -> dict:
         "device": options.device,
         "backend": choice.backend,
         "refused": choice.refused,
-        "plan": cpu_plan(options, layer) if choice.backend == "cpu" else None,
+        "kernel": name,
+        "plan": plan,
         "flops": layer.flops,
         "bytes": layer.bytes,
         "bytes_unfused": layer.unfused_bytes,
@@ -265,14 +281,15 @@ def run(options: argparse.Namespace) -> int:
     print(f"backend   {facts['backend']}")
     for name, reason in facts["refused"].items():
         print(f"          not {name}: {reason}")
-    for index, (name, value) in enumerate((facts["plan"] or {}).items()):
-        print(f"{'' if index else 'plan':<10}{name.replace('_', ' ')}: {value}")
+    print(f"kernel    {facts['kernel']}")
+    for name, value in (facts["plan"] or {}).items():
+        print(f"          {name.replace('_', ' ')}: {value}")
     print(f"work      {facts['flops'] / 1e6:,.1f} MFLOP, {facts['bytes'] / 1e6:,.2f} MB: {facts['flops'] / facts['bytes']:.1f} FLOP a byte")
     if facts["bytes_unfused"] > facts["bytes"]:
         print(f"          as separate layers {facts['bytes_unfused'] / 1e6:,.2f} MB")
     if facts["floor"]:
         bound = facts["floor"]
-        print(f"floor     {1e3 * bound['seconds']:.3f} ms, set by {bound['bound']}")
+        print(f"floor     {1e6 * bound['seconds']:,.1f} microseconds, set by {bound['bound']}")
         rates = f"{bound['flops_per_second'] / 1e9:,.0f} GFLOP/s, {bound['bytes_per_second'] / 1e9:,.1f} GB/s copy"
         print(f"          measured here just now: {rates}")
     return 0
