@@ -9,7 +9,7 @@ Classification", 2014, arXiv:1412.4526).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,7 @@ class Window:
     divisor: int | None = None
     same: bool = False  # TensorFlow's "SAME": the padding follows from the input's size
     value: float = 0.0  # of kind "pad"
+    mirrored: str = ""  # a convolution's padding_mode, where that is not "zeros"
 
     @property
     def padded(self) -> bool:
@@ -59,6 +60,23 @@ class Window:
     @property
     def pad_value(self) -> float:
         return -torch.inf if self.kind == "max" else 0.0
+
+    def resolved(self, lengths: Pair) -> Window:
+        """This window with "SAME" padding worked out for the strided network's map of these lengths. Asymmetric padding raises a ValueError."""
+        if not self.same:
+            return self
+        pads = []
+        for axis, length in enumerate(lengths):
+            k, s, d = self.kernel[axis], self.stride[axis], self.dilation[axis]
+            total = max((-(-length // s) - 1) * s + d * (k - 1) + 1 - length, 0)
+            if total % 2:
+                raise ValueError(
+                    f'TensorFlow "SAME" padding of a {k}-tap window of stride {s} on {length} {("rows", "columns")[axis]} is asymmetric '
+                    f"({total // 2} before, {total - total // 2} after): the amount depends on the size of each shifted image, so there is no one "
+                    "dense map; use an image size that is 1 more than a multiple of the total stride, such as 225 for 32"
+                )
+            pads += [total // 2, total // 2]
+        return replace(self, pads=tuple(pads), same=False)
 
     @property
     def varying_divisor(self) -> bool:

@@ -7,7 +7,7 @@ positions left), a constant (parameters and what is computed from them), or a si
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,14 @@ class Map:
     axes: tuple[int, int] = MAP_AXES
     rank: int = 4
     count: int | None = None
+    flat: bool = False  # behind the head's pool, where the network itself has vectors
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """No positions left; `by` is the module that pooled."""
+    """No positions left; `by` are the steps that pooled, by name."""
 
-    by: str
+    by: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Step:
 
     role: "input", "window", "pointwise" (positions apart, constants allowed), "merge" (several maps, position by position), "global" (an average over all
     positions), "obstacle" (mixes positions in a way that is not followed; `reason` says how).
+    keeps_grid: whether an obstacle still gives a map on the grid of the one it takes, so that it may stay where nothing was changed before it.
+    head: how a step behind the head's pool runs on a map: "drop" (as nothing), "linear" (as a 1x1 convolution), "batch_norm", or "" (as it stands).
     """
 
     node: fx.Node
@@ -63,6 +66,8 @@ class Step:
     sources: list[fx.Node]
     window: Window | None = None
     reason: str = ""
+    keeps_grid: bool = False
+    head: str = ""
 
 
 @dataclass
@@ -88,21 +93,28 @@ class Network:
 
 
 class _Obstacle(Exception):
-    """Raised by the readers below; what is caught becomes an obstacle step."""
+    """Raised by the readers below; what is caught becomes an obstacle step. keeps_grid: as in Step."""
+
+    def __init__(self, reason: str, keeps_grid: bool = False):
+        super().__init__(reason)
+        self.keeps_grid = keeps_grid
 
 
-def read(model: nn.Module, example: Tensor | None = None) -> Network:
-    """Traces `model` and reads every step. Raises NotConvertible where the model cannot be traced; steps it does not follow become obstacles."""
+def read(model: nn.Module, example: Tensor | None = None, heads: frozenset[str] = frozenset()) -> Network:
+    """Traces `model` and reads every step. Raises NotConvertible where the model cannot be traced; steps it does not follow become obstacles.
+
+    heads: names of global average pools to read as if they were not there, and what follows them as working on a map.
+    """
     network = Network(trace(model, example), {})
-    reader = _Reader(network)
+    reader = _Reader(network, heads)
     for node in network.graph_module.graph.nodes:
         reader.visit(node)
     return network
 
 
 class _Reader:
-    def __init__(self, network: Network):
-        self.network, self.values = network, network.values
+    def __init__(self, network: Network, heads: frozenset[str]):
+        self.network, self.values, self.heads = network, network.values, heads
         self.root = network.graph_module
 
     def visit(self, node: fx.Node) -> None:
@@ -118,6 +130,8 @@ class _Reader:
             self.operation(node)
 
     def step(self, node: fx.Node, role: str, sources: list[fx.Node], **extra) -> None:
+        if "head" not in extra and any(self.values[s].flat for s in sources):
+            extra["head"] = "keep"
         self.network.steps[node] = Step(node, module_name(node), role, sources, **extra)
 
     def operation(self, node: fx.Node) -> None:
@@ -128,19 +142,20 @@ class _Reader:
             return
         maps = [n for n in node.all_input_nodes if isinstance(self.values[n], Map)]
         if not maps:
-            self.values[node] = next(v for v in inputs if isinstance(v, Pooled))
-            if _reads_size(node):
-                self.values[node] = Size()
+            by = frozenset().union(*(v.by for v in inputs if isinstance(v, Pooled)))
+            self.values[node] = Size() if _reads_size(node) else Pooled(by)
             return
         if _reads_size(node):
             self.values[node] = self.read_size(node)
             return
         try:
+            if any(self.values[m].flat for m in maps) and self.head(node, maps):
+                return
             reader = {"call_module": self.call_module, "call_function": self.call_function, "call_method": self.call_method}[node.op]
             reader(node, maps)
         except _Obstacle as obstacle:
-            self.step(node, "obstacle", maps, reason=str(obstacle))
-            self.values[node] = Map()
+            self.step(node, "obstacle", maps, reason=str(obstacle), keeps_grid=obstacle.keeps_grid)
+            self.values[node] = self.values[maps[0]] if obstacle.keeps_grid else Map()
 
     def evaluate(self, node: fx.Node):
         args = fx.map_arg(node.args, lambda n: self.values[n].value)
@@ -195,7 +210,8 @@ class _Reader:
             left, right, top, bottom = module.padding
             self.window(node, maps, Window("pad", (1, 1), pads=(top, bottom, left, right), value=float(module.value)))
         else:
-            raise _Obstacle(_WHOLE_MAP_MODULES.get(type(module).__name__, f"is a {type(module).__name__}, not known to keep positions apart"))
+            name = type(module).__name__
+            raise _Obstacle(_WHOLE_MAP_MODULES.get(name, f"is a {name}, not known to keep positions apart"), name in _KEEP_GRID)
 
     # ---- functions and methods -------------------------------------------------------------------------------------------------------------
 
@@ -256,7 +272,7 @@ class _Reader:
             self.split(node, maps)
         else:
             name = getattr(target, "__name__", str(target))
-            raise _Obstacle(_WHOLE_MAP_FUNCTIONS.get(name, f"calls {name}, not known to keep positions apart"))
+            raise _Obstacle(_WHOLE_MAP_FUNCTIONS.get(name, f"calls {name}, not known to keep positions apart"), name in _KEEP_GRID)
 
     def call_method(self, node: fx.Node, maps: list[fx.Node]) -> None:
         name = node.target
@@ -328,9 +344,27 @@ class _Reader:
         self.whole_map(node, maps, kind)
 
     def whole_map(self, node: fx.Node, maps: list[fx.Node], kind: str) -> None:
+        name = module_name(node)
+        if name in self.heads:
+            self.step(node, "pointwise", maps, head="drop")
+            self.values[node] = replace(self.values[maps[0]], flat=True)
+            return
         role, reason = ("global", "") if kind == "average" else ("obstacle", f"takes the {kind} over the whole map")
-        self.step(node, role, maps, reason=reason)
-        self.values[node] = Pooled(module_name(node))
+        self.step(node, role, maps, reason=reason, keeps_grid=True)
+        self.values[node] = Pooled(frozenset({name}))
+
+    def head(self, node: fx.Node, maps: list[fx.Node]) -> bool:
+        """Reads a step behind the head's pool whose form on a map is another one."""
+        module = self.root.get_submodule(node.target) if node.op == "call_module" else None
+        name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+        form = {
+            "Flatten": "drop", "flatten": "drop", "view": "drop", "reshape": "drop", "squeeze": "drop", "Linear": "linear", "BatchNorm1d": "batch_norm",
+        }.get(name)  # fmt: skip
+        if form is None:
+            return False
+        self.step(node, "pointwise", maps[:1], head=form)
+        self.values[node] = self.values[maps[0]]
+        return True
 
     def reduce(self, node: fx.Node, maps: list[fx.Node], name: str) -> None:
         value = self.values[maps[0]]
@@ -381,6 +415,7 @@ class _Reader:
         a = _bound(node, input=None, pad=None, mode="constant", value=None)
         amounts = tuple(a["pad"])
         if a["mode"] != "constant":
+            # Sound where the map in front is the strided network's own, but the amounts would have to be followed.
             raise _Obstacle(f'pads with mode="{a["mode"]}", which mirrors or repeats the last row of the strided map, not of the dense one')
         if len(amounts) > 4 or not all(isinstance(p, int) for p in amounts):
             raise _Obstacle("pads by amounts that depend on the size of the map, or more than rows and columns")
@@ -389,18 +424,15 @@ class _Reader:
 
 
 def conv_window(module: nn.Conv2d) -> Window:
-    if module.padding_mode != "zeros" and module.padding not in (0, (0, 0), "valid"):
-        # Exact where the map in front is the strided network's own: the caller knows.
-        window = windows.conv(module.kernel_size, module.stride, module.padding, module.dilation)
-        return Window("conv", window.kernel, window.stride, window.pads, window.dilation, value=float("nan"))
-    return windows.conv(module.kernel_size, module.stride, module.padding, module.dilation)
+    window = windows.conv(module.kernel_size, module.stride, module.padding, module.dilation)
+    return replace(window, mirrored=module.padding_mode) if module.padding_mode != "zeros" and window.padded else window
 
 
 def batch_norm_may_stay(training: bool, running_mean) -> None:
     if training:
         raise _Obstacle("normalises by batch statistics in train mode; call model.eval() first")
     if running_mean is None:
-        raise _Obstacle("keeps no running statistics: it normalises by those of the whole map")
+        raise _Obstacle("keeps no running statistics: it normalises by those of the whole map", keeps_grid=True)
 
 
 def _reads_size(node: fx.Node) -> bool:
@@ -418,6 +450,7 @@ def _bound(node: fx.Node, **parameters) -> dict[str, object]:
     return out
 
 
+_KEEP_GRID = frozenset({"GroupNorm", "InstanceNorm2d", "group_norm", "instance_norm"})
 _RESAMPLES = "resamples the map, which has no exact dense form"
 _SEQUENCE = "rearranges positions into other axes"
 _WHOLE_MAP_MODULES = {
