@@ -306,10 +306,10 @@ class _Reader:
         self.values[node] = first
 
     def window(self, node: fx.Node, maps: list[fx.Node], window: Window) -> None:
-        if self.values[maps[0]] != Map() or len(maps) != 1:
+        if replace(self.values[maps[0]], flat=False) != Map() or len(maps) != 1:
             raise _Obstacle("slides over a map whose axes were permuted")
         self.step(node, "window", maps, window=window)
-        self.values[node] = Map()
+        self.values[node] = self.values[maps[0]]
 
     def elementwise(self, node: fx.Node, maps: list[fx.Node]) -> None:
         first = self.values[maps[0]]
@@ -390,18 +390,18 @@ class _Reader:
         if order[0] != 0:
             raise _Obstacle("moves the batch axis")
         axes = tuple(order.index(axis % value.rank) - value.rank for axis in value.axes)
-        self.pointwise(node, maps, Map(axes, value.rank))
+        self.pointwise(node, maps, replace(value, axes=axes))
 
     def split(self, node: fx.Node, maps: list[fx.Node]) -> None:
         value = self.values[maps[0]]
         a = _bound(node, input=None, sections=None, dim=0)
         self.channel_axis(node.kwargs.get("dim", a["dim"]), value)
-        self.pointwise(node, maps, Map(value.axes, value.rank, count=2))
+        self.pointwise(node, maps, replace(value, count=2))
 
     def getitem(self, node: fx.Node, maps: list[fx.Node]) -> None:
         value, index = self.values[maps[0]], node.args[1]
         if value.count is not None:
-            self.pointwise(node, maps, Map(value.axes, value.rank))
+            self.pointwise(node, maps, replace(value, count=None))
             return
         items = index if isinstance(index, tuple) else (index,)
         full = slice(None)

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from .. import _windows as windows
 from ..spatial import Map, Network, NotConvertible, read
 from . import verify as proof
-from .model import DenseModel, find_cuts
+from .model import DenseModel, find_cuts, put_attribute
 from .plan import METHODS, Plan, make_plan
 from .rates import KEEP_ALL, Pair, Rate, heads, rates, total_stride
 from .report import DenseReport, rows
@@ -85,7 +85,7 @@ def to_dense(
     least = proof.least_size(network)
     size = tuple(example_input.shape[2:]) if example_input is not None else None
     plan = make_plan(network, rate, method, least, size, example_input, tune)
-    dense = build(network, rate, plan, least, chunk_bytes)
+    dense = build(model, network, rate, plan, least, chunk_bytes)
     dense.train(model.training)
     dense.report = DenseReport(type(model).__name__, wanted, total_stride(network), method, head, rows(network, rate, plan), plan)
     if verify:
@@ -93,8 +93,10 @@ def to_dense(
     return dense
 
 
-def build(network: Network, rate: dict[fx.Node, Rate], plan: Plan, least: Pair, chunk_bytes: int | str | None) -> DenseModel:
+def build(model: nn.Module, network: Network, rate: dict[fx.Node, Rate], plan: Plan, least: Pair, chunk_bytes: int | str | None) -> DenseModel:
     holder, graph = Rewriter(network, rate, plan.layout, least).run()
+    for name in model.state_dict(keep_vars=True):
+        put_attribute(holder, name, model)
     cuts = find_cuts(graph, plan.expansion) if chunk_bytes is not None and plan.expansion else ()
     return DenseModel(holder, graph, cuts=cuts, chunk_bytes=plan.chunk_bytes if chunk_bytes == "auto" else chunk_bytes)
 
@@ -107,7 +109,7 @@ def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, hea
     if head:
         # The same conversion with every stride kept: at one position it must be the classifier itself.
         kept = rates(network, KEEP_ALL)
-        strided = build(network, kept, make_plan(network, kept, "dilated", least, None, None, False), least, None)
+        strided = build(model, network, kept, make_plan(network, kept, "dilated", least, None, None, False), least, None)
         one = torch.randn(2, image.shape[1], *least, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         strided.eval()
         report.head_error = proof.error_at_aligned(strided, _AtOnePosition(model), [None], one)

@@ -22,6 +22,9 @@ class DenseModel(fx.GraphModule):
         # (name of a node that all that follows depends on alone and that gives Fragments, bytes that what follows needs for each of its bytes)
         self.__dict__.update(cuts=tuple(cuts), chunk_bytes=chunk_bytes, report=report)
         super().__init__(root, graph, class_name="DenseModel")
+        # GraphModule takes over what the graph reads; a checkpoint also holds what it does not, such as batch counters.
+        for name in root.state_dict(keep_vars=True):
+            put_attribute(self, name, root)
 
     def recompile(self):
         code = super().recompile()
@@ -57,6 +60,34 @@ class DenseModel(fx.GraphModule):
 
     def __reduce__(self):
         raise TypeError("DenseModel: save the state_dict(), which is the original network's, and convert again after loading it")
+
+
+def put_module(holder: nn.Module, name: str, module: nn.Module) -> None:
+    """Registers `module` under a dotted name, making the folders on the way."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder._modules[part]
+    holder.add_module(last, module)
+
+
+def put_attribute(holder: nn.Module, name: str, source: nn.Module) -> None:
+    """Registers the parameter, buffer or attribute `name` of `source` under the same dotted name, unless it is there already."""
+    *path, last = name.split(".")
+    for part in path:
+        source = getattr(source, part)
+        if part not in holder._modules:
+            holder.add_module(part, nn.Module())
+        holder = holder._modules[part]
+    if last in holder._parameters or last in holder._buffers or hasattr(holder, last):
+        return
+    if last in source._parameters:
+        holder.register_parameter(last, source._parameters[last])
+    elif last in source._buffers:
+        holder.register_buffer(last, source._buffers[last], persistent=last not in source._non_persistent_buffers_set)
+    else:
+        setattr(holder, last, getattr(source, last))
 
 
 def _join(parts: list):

@@ -9,6 +9,7 @@ from .. import _windows as windows
 from .._windows import Window
 from ..spatial import Map, Network, NotConvertible, Step
 from . import layers
+from .model import put_attribute, put_module
 from .rates import Pair, Rate
 
 ONE: Pair = (1, 1)
@@ -43,10 +44,10 @@ class Rewriter:
                 self.held[node, None] = self.copy(node, ONE)
         holder = nn.Module()
         for name, module in self.modules.items():
-            _put(holder, name, module)
+            put_module(holder, name, module)
         for node in self.graph.nodes:
             if node.op == "get_attr":
-                _put_attribute(holder, node.target, self.root)
+                put_attribute(holder, node.target, self.root)
         return holder, self.graph
 
     # ---- values --------------------------------------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class Rewriter:
         if node.op == "call_module":
             self.modules.setdefault(node.target, self.root.get_submodule(node.target))
         self.put(node, new, layout)
-        self.sizes[node] = ("common", node, 0)
+        self.sizes[node] = (("common", node), 0, 0)
 
     def window(self, node: fx.Node, step: Step) -> None:
         source, window = step.sources[0], step.window
@@ -221,32 +222,3 @@ def _call_counts(graph: fx.Graph) -> dict[str, int]:
         if node.op == "call_module":
             counts[node.target] = counts.get(node.target, 0) + 1
     return counts
-
-
-def _put(holder: nn.Module, name: str, module: nn.Module) -> None:
-    *path, last = name.split(".")
-    for part in path:
-        if part not in holder._modules:
-            holder.add_module(part, nn.Module())
-        holder = holder._modules[part]
-    holder.add_module(last, module)
-
-
-def _put_attribute(holder: nn.Module, name: str, root: nn.Module) -> None:
-    """A parameter or buffer that the graph reads by itself, under its own name."""
-    *path, last = name.split(".")
-    source = root
-    for part in path:
-        source = getattr(source, part)
-        if part not in holder._modules:
-            holder.add_module(part, nn.Module())
-        holder = holder._modules[part]
-    if last in holder._parameters or last in holder._buffers or hasattr(holder, last):
-        return
-    if last in source._parameters:
-        holder.register_parameter(last, source._parameters[last])
-    elif last in source._buffers:
-        holder.register_buffer(last, source._buffers[last], persistent=last not in source._non_persistent_buffers_set)
-    else:
-        setattr(holder, last, getattr(source, last))
-
