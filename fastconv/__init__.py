@@ -15,7 +15,9 @@ del _part
 
 from . import backends, functional, nn, reference  # noqa: E402  (they may only see operators that are complete)
 from ._C import build_info  # noqa: E402
+from .dense import shift_and_stitch, tiled, to_dense  # noqa: E402
+from .fragments import Fragments  # noqa: E402
 
 __version__ = build_info()["version"]
 
-__all__ = ["backends", "functional", "nn", "reference"]
+__all__ = ["Fragments", "backends", "functional", "nn", "reference", "shift_and_stitch", "tiled", "to_dense"]

@@ -108,7 +108,9 @@ def _dropout(function, x: Fragments, p=0.5, training=True, inplace=False) -> Fra
     return x
 
 
-def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, cudnn_enabled=True) -> Fragments:
+def _batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, cudnn_enabled=True
+) -> Fragments:
     if training or running_mean is None:
         raise TypeError("batch_norm: batch statistics over Fragments would count every offset and the tails; call model.eval()")
     return x.map(lambda tensor: F.batch_norm(tensor, running_mean, running_var, weight, bias, False, momentum, eps))
@@ -196,6 +198,7 @@ _HANDLERS = {
     F.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
+    F.max_pool2d_with_indices: lambda *args, **kwargs: _max_pool2d(*args, **{**kwargs, "return_indices": True}),
     F.avg_pool2d: _avg_pool2d,
     F.pad: _pad,
     F.batch_norm: _batch_norm,
@@ -216,7 +219,11 @@ def _getitem(x: Fragments, index) -> Fragments:
     index = index if isinstance(index, tuple) else (index,)
     full = slice(None)
     plain = Ellipsis not in index and len(index) <= x.dim() and index[0] == full
-    if not plain or any(i - x.dim() in x._axes and item != full for i, item in enumerate(index)) or not all(isinstance(i, slice) for i in index):
+    if (
+        not plain
+        or any(i - x.dim() in x._axes and item != full for i, item in enumerate(index))
+        or not all(isinstance(i, slice) for i in index)
+    ):
         raise TypeError(f"indexing: on Fragments only channels may be sliced, got {index}")
     return x._like(x.tensor[index], owned=False)
 

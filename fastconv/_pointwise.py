@@ -34,7 +34,9 @@ UNARY_METHODS = frozenset(
     """relu relu_ sigmoid sigmoid_ tanh tanh_ exp log sqrt rsqrt square abs neg erf sign sin cos clamp clamp_ clamp_min clamp_max clone detach contiguous
     to float half double bfloat16 type_as reciprocal log1p expm1 hardshrink""".split()
 )
-ELEMENTWISE_METHODS = frozenset("add add_ sub sub_ mul mul_ div div_ pow maximum minimum addcmul __add__ __mul__ __sub__ __truediv__".split())
+ELEMENTWISE_METHODS = frozenset(
+    "add add_ sub sub_ mul mul_ div div_ pow maximum minimum addcmul __add__ __mul__ __sub__ __truediv__".split()
+)
 
 DROPOUT = frozenset({F.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout})
 CONCATENATION = frozenset({torch.cat, torch.concat, torch.concatenate})

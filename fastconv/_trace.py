@@ -96,7 +96,9 @@ def _settle(undecided: _Undecided, model: nn.Module, example: torch.Tensor | Non
     try:
         return bool(_evaluate(undecided.node, model, example))
     except Exception as error:
-        raise NotConvertible(undecided.where, "branches on the values of its input (data-dependent control flow), which a graph cannot follow") from error
+        raise NotConvertible(
+            undecided.where, "branches on the values of its input (data-dependent control flow), which a graph cannot follow"
+        ) from error
 
 
 def trace(model: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModule:
@@ -124,10 +126,14 @@ def trace(model: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModu
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for extra in inputs[1:]:
         if not extra.args:
-            raise NotConvertible("", f"{type(model).__name__}.forward has a second input, {extra.target}; only models of one image tensor can be converted")
+            raise NotConvertible(
+                "", f"{type(model).__name__}.forward has a second input, {extra.target}; only models of one image tensor can be converted"
+            )
     _resolve_in_place(graph, model)
     _drop_asserts(graph)
     traced = fx.GraphModule(model, graph)
+    # How many branches went the way they go for the example: other sizes might take others.
+    traced.meta["branches"] = len(decisions)
     graph.eliminate_dead_code()
     traced.recompile()
     return traced
@@ -149,7 +155,12 @@ def _resolve_in_place(graph: fx.Graph, model: nn.Module) -> None:
     """Whoever reads a map after it was written in place reads the result: said in the graph, copies may be made of either."""
     seen: list[fx.Node] = []
     for node in graph.nodes:
-        if node.op not in ("placeholder", "output", "get_attr") and node.args and isinstance(node.args[0], fx.Node) and _in_place(node, model):
+        if (
+            node.op not in ("placeholder", "output", "get_attr")
+            and node.args
+            and isinstance(node.args[0], fx.Node)
+            and _in_place(node, model)
+        ):
             earlier = set(seen)
             node.args[0].replace_all_uses_with(node, lambda user, e=earlier, n=node: user not in e and user is not n)
         seen.append(node)

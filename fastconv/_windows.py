@@ -1,9 +1,9 @@
 """Sliding windows on a dense map or its fragments: sizes, padding, divisors, and the kernels that run them at stride 1 or at every offset.
 
-The rule behind all of it: with r the distance, in rows of the dense map, of two rows that are neighbours in the strided network's map, a layer of stride s,
-dilation d and padding p becomes one of stride 1, dilation d*r and padding p*r, and what follows has distance r*s. Then rows 0, r*s, 2*r*s, ... of its output
-are the strided layer's output (Li et al., "Highly Efficient Forward and Backward Propagation of Convolutional Neural Networks for Pixelwise
-Classification", 2014, arXiv:1412.4526).
+The rule behind all of it: with r the distance, in rows of the dense map, of two rows that are neighbours in the strided network's map, a
+layer of stride s, dilation d and padding p becomes one of stride 1, dilation d*r and padding p*r, and what follows has distance r*s. Then
+rows 0, r*s, 2*r*s, ... of its output are the strided layer's output (Li et al., "Highly Efficient Forward and Backward Propagation of
+Convolutional Neural Networks for Pixelwise Classification", 2014, arXiv:1412.4526).
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Window:
         return -torch.inf if self.kind == "max" else 0.0
 
     def resolved(self, lengths: Pair) -> Window:
-        """This window with "SAME" padding worked out for the strided network's map of these lengths. Asymmetric padding raises a ValueError."""
+        """This window with "SAME" padding worked out for the strided network's map of these lengths. Asymmetric padding raises a
+        ValueError."""
         if not self.same:
             return self
         pads = []
@@ -114,7 +115,8 @@ class Window:
         return out
 
     def taps_that_count(self, axis: int, length: int, step: int) -> Callable[[Tensor], Tensor]:
-        """For an average pool: positions of the dense output -> number of taps in its divisor, `step` rows between two taps at dilation 1."""
+        """For an average pool: positions of the dense output -> number of taps in its divisor, `step` rows between two taps at dilation
+        1."""
         before, after = (p * step for p in self.pads[2 * axis : 2 * axis + 2])
         low, high = (-before, length + after) if self.count_include_pad else (0, length)
         offsets = step * self.dilation[axis] * torch.arange(self.kernel[axis]) - before
@@ -194,9 +196,7 @@ def run_pool(x: Tensor, window: Window, rate: Pair, rows: Pair, stride: Pair, fr
     """
     pads = scaled(window.pads, rate)
     dilation = (window.dilation[0] * rate[0], window.dilation[1] * rate[1])
-    have = [
-        x.shape[2 + axis] + pads[2 * axis] + pads[2 * axis + 1] - dilation[axis] * (window.kernel[axis] - 1) for axis in (0, 1)
-    ]
+    have = [x.shape[2 + axis] + pads[2 * axis] + pads[2 * axis + 1] - dilation[axis] * (window.kernel[axis] - 1) for axis in (0, 1)]
     extra = (rows[0] - have[0], rows[1] - have[1])
     op_takes = pads[0] == pads[1] <= window.kernel[0] // 2 and pads[2] == pads[3] <= window.kernel[1] // 2
     if extra != (0, 0) or not op_takes:

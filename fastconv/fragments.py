@@ -1,7 +1,8 @@
 """Fragments: the maps of a strided network at every offset, held as one batch, so that nothing is computed twice.
 
-A layer of stride s keeps one of its s*s possible grids. Giusti et al., "Fast Image Scanning with Deep Max-Pooling Convolutional Neural Networks", 2013
-(arXiv:1302.1700), keep them all: the dense result is dealt out into s*s fragments, which go on through the network as s*s images.
+A layer of stride s keeps one of its s*s possible grids. Giusti et al., "Fast Image Scanning with Deep Max-Pooling Convolutional Neural
+Networks", 2013 (arXiv:1302.1700), keep them all: the dense result is dealt out into s*s fragments, which go on through the network as s*s
+images.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Fragments:
 
         >>> dense = model(Fragments(image)).stitch()      # a strided model of convolutions, pools, norms, activations, additions, cat
 
-    torch's functions and modules take `Fragments` where they take a map, as long as what they do is one of: conv2d, max_pool2d, avg_pool2d, constant
-    padding, evaluation-mode batch norm, anything pointwise, arithmetic among fragments of the same strides, cat over channels. Others raise a
-    TypeError that names them. Autograd runs through all of it.
+    torch's functions and modules take `Fragments` where they take a map, as long as what they do is one of: conv2d, max_pool2d, avg_pool2d,
+    constant padding, evaluation-mode batch norm, anything pointwise, arithmetic among fragments of the same strides, cat over channels.
+    Others raise a TypeError that names them. Autograd runs through all of it.
 
     Fragments whose offset lies beyond the remainder of the dense size are one row or column shorter than the tensor that holds them; their
-    last row is a *tail*. Dealing out leaves zeros there, other layers leave arbitrary numbers, and a padded layer fills it again with what it
-    pads with (zero, or -inf for a max pool), since to that fragment the tail is padding. `stitch` drops it.
+    last row is a *tail*. Dealing out leaves zeros there, other layers leave arbitrary numbers, and a padded layer fills it again with what
+    it pads with (zero, or -inf for a max pool), since to that fragment the tail is padding. `stitch` drops it.
 
     Args:
         tensor: (N, C, H, W), the dense map itself (one fragment), any floating dtype; or with `strides`, fragments in the order above,
@@ -65,7 +66,9 @@ class Fragments:
         strides = tuple(windows.pair(s) for s in strides)
         total = (math.prod(s[0] for s in strides), math.prod(s[1] for s in strides))
         if tensor.shape[0] % (total[0] * total[1]):
-            raise ValueError(f"Fragments: a batch of {tensor.shape[0]} is no multiple of the {total[0] * total[1]} offsets of strides {strides}")
+            raise ValueError(
+                f"Fragments: a batch of {tensor.shape[0]} is no multiple of the {total[0] * total[1]} offsets of strides {strides}"
+            )
         covered = (tensor.shape[2] * total[0], tensor.shape[3] * total[1])
         dense_size = covered if dense_size is None else windows.pair(dense_size)
         rows = tuple(-(-length // s) for length, s in zip(dense_size, total, strict=True))
@@ -136,7 +139,11 @@ class Fragments:
     def __repr__(self) -> str:
         height, width = self.dense_size
         deals = " * ".join(f"{y}x{x}" for y, x in self.strides) or "1x1"
-        ragged = [f"{s - n % s} of {s} {axis}" for axis, n, s in zip(("row offsets", "column offsets"), self.dense_size, self.stride, strict=True) if n % s]
+        ragged = [
+            f"{s - n % s} of {s} {axis}"
+            for axis, n, s in zip(("row offsets", "column offsets"), self.dense_size, self.stride, strict=True)
+            if n % s
+        ]
         tails = f"; one shorter at {' and '.join(ragged)}" if ragged else ""
         part = "" if self._count is None else f", part {self._start}..{self._start + self.tensor.shape[0]} of {self._count}"
         return (
@@ -180,7 +187,9 @@ class Fragments:
         count = self.tensor.shape[0] if self._count is None else self._count
         for start in range(0, self.tensor.shape[0], length):
             part = self.tensor[start : start + length]
-            yield Fragments.__new__(Fragments)._set(part, self.strides, self.dense_size, self._start + start, count, self._owned, self._axes)
+            yield Fragments.__new__(Fragments)._set(
+                part, self.strides, self.dense_size, self._start + start, count, self._owned, self._axes
+            )
 
     @staticmethod
     def join(parts: list[Fragments]) -> Fragments:
@@ -188,7 +197,9 @@ class Fragments:
         first, last = parts[0], parts[-1]
         whole = first._start == 0 and last._start + last.tensor.shape[0] == first._count
         tensor = parts[0].tensor if len(parts) == 1 else torch.cat([p.tensor for p in parts])
-        return Fragments.__new__(Fragments)._set(tensor, first.strides, first.size, first._start, None if whole else first._count, owned=True)
+        return Fragments.__new__(Fragments)._set(
+            tensor, first.strides, first.dense_size, first._start, None if whole else first._count, owned=True
+        )
 
     # ---- layers --------------------------------------------------------------------------------------------------------------------------
 
@@ -227,7 +238,14 @@ class Fragments:
         return self.pool(windows.max_pool(kernel_size, stride, padding, dilation, ceil_mode))
 
     def avg_pool2d(
-        self, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None, dilation=1
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+        dilation=1,
     ) -> Fragments:
         """torch.nn.functional.avg_pool2d, and dilation, at every offset; the result is dealt out by its stride."""
         return self.pool(windows.avg_pool(kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override))
@@ -235,8 +253,8 @@ class Fragments:
     def pool(self, window: windows.Window, rate: Pair = (1, 1), deal: bool = True) -> Fragments:
         """Runs `window` with its dilation and padding times `rate`, on the fragments, at every offset.
 
-        rate: how far apart, in rows of a fragment, neighbours of the strided network's map lie. deal: whether the result is dealt out by the
-        window's stride.
+        rate: how far apart, in rows of a fragment, neighbours of the strided network's map lie. deal: whether the result is dealt out by
+            the window's stride.
         """
         self._require_map("pool")
         f = self.stride
@@ -249,7 +267,8 @@ class Fragments:
         out = self._dealt(total, stride, size) if dealt else self._like(total, size)
         if window.varying_divisor:
             out.tensor = out.tensor / self._divisor(window, rate, out)
-        return out
+        # A window all in a tail is -inf, and 0 * inf would reach the gradients of weights to come.
+        return out.fill_tail(0.0) if window.kind == "max" and torch.is_grad_enabled() and out.requires_grad else out
 
     def _divisor(self, window: windows.Window, rate: Pair, out: Fragments) -> Tensor:
         """How many taps count, for every position of the average pool `out` of this map: (batch, 1, U, V)."""

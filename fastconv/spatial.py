@@ -45,7 +45,8 @@ class Constant:
 
 @dataclass(frozen=True)
 class Size:
-    """A number read off a shape. axis: of the map, counted from the last, where it is one axis as it stands; "shape" for the whole shape."""
+    """A number read off a shape. axis: of the map, counted from the last, where it is one axis as it stands; "shape" for the whole
+    shape."""
 
     axis: object = None
 
@@ -54,10 +55,12 @@ class Size:
 class Step:
     """One step that makes a map, or would.
 
-    role: "input", "window", "pointwise" (positions apart, constants allowed), "merge" (several maps, position by position), "global" (an average over all
-    positions), "obstacle" (mixes positions in a way that is not followed; `reason` says how).
-    keeps_grid: whether an obstacle still gives a map on the grid of the one it takes, so that it may stay where nothing was changed before it.
-    head: how a step behind the head's pool runs on a map: "drop" (as nothing), "linear" (as a 1x1 convolution), "batch_norm", or "" (as it stands).
+    role: "input", "window", "pointwise" (positions apart, constants allowed), "merge" (several maps, position by position), "global" (an
+    average over all positions), "obstacle" (mixes positions in a way that is not followed; `reason` says how).
+    keeps_grid: whether an obstacle still gives a map on the grid of the one it takes, so that it may stay where nothing was changed before
+    it.
+    head: how a step behind the head's pool runs on a map: "drop" (as nothing), "linear" (as a 1x1 convolution), "batch_norm", or "" (as it
+    stands).
     """
 
     node: fx.Node
@@ -101,7 +104,8 @@ class _Obstacle(Exception):
 
 
 def read(model: nn.Module, example: Tensor | None = None, heads: frozenset[str] = frozenset()) -> Network:
-    """Traces `model` and reads every step. Raises NotConvertible where the model cannot be traced; steps it does not follow become obstacles.
+    """Traces `model` and reads every step. Raises NotConvertible where the model cannot be traced; steps it does not follow become
+    obstacles.
 
     heads: names of global average pools to read as if they were not there, and what follows them as working on a map.
     """
@@ -173,7 +177,8 @@ class _Reader:
             return Size(node.args[1] if node.args[1] < 0 else node.args[1] - source.rank)
         return Size("shape" if node.op == "call_method" and node.target == "size" or node.args[-1] == "shape" else None)
 
-    # ---- modules ---------------------------------------------------------------------------------------------------------------------------
+    # ---- modules
+    # ---------------------------------------------------------------------------------------------------------------------------
 
     def call_module(self, node: fx.Node, maps: list[fx.Node]) -> None:
         module = self.root.get_submodule(node.target)
@@ -188,7 +193,9 @@ class _Reader:
             self.window(node, maps, windows.max_pool(module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode))
         elif isinstance(module, nn.AvgPool2d):
             m = module
-            self.window(node, maps, windows.avg_pool(m.kernel_size, m.stride, m.padding, 1, m.ceil_mode, m.count_include_pad, m.divisor_override))
+            self.window(
+                node, maps, windows.avg_pool(m.kernel_size, m.stride, m.padding, 1, m.ceil_mode, m.count_include_pad, m.divisor_override)
+            )
         elif isinstance(module, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)):
             kind = "average" if isinstance(module, nn.AdaptiveAvgPool2d) else "maximum"
             self.adaptive(node, maps, module.output_size, kind)
@@ -213,7 +220,8 @@ class _Reader:
             name = type(module).__name__
             raise _Obstacle(_WHOLE_MAP_MODULES.get(name, f"is a {name}, not known to keep positions apart"), name in _KEEP_GRID)
 
-    # ---- functions and methods -------------------------------------------------------------------------------------------------------------
+    # ---- functions and methods
+    # -------------------------------------------------------------------------------------------------------------
 
     def call_function(self, node: fx.Node, maps: list[fx.Node]) -> None:
         target, source = node.target, self.values[maps[0]]
@@ -241,7 +249,9 @@ class _Reader:
                 raise _Obstacle("returns indices, which point into the strided map")
             self.window(node, maps, windows.max_pool(a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"]))
         elif target is F.avg_pool2d:
-            a = _bound(node, input=None, kernel_size=None, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None)
+            a = _bound(
+                node, input=None, kernel_size=None, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+            )
             self.window(node, maps, windows.avg_pool(a["kernel_size"], a["stride"], a["padding"], 1, a["ceil_mode"], a["count_include_pad"], a["divisor_override"]))  # fmt: skip
         elif target in (F.adaptive_avg_pool2d, F.adaptive_max_pool2d):
             a = _bound(node, input=None, output_size=None)
@@ -259,7 +269,11 @@ class _Reader:
         elif target in pointwise.DROPOUT:
             self.dropout(node, maps, _bound(node, input=None, p=0.5, training=True)["training"])
         elif target in pointwise.ALONG_AXIS:
-            a = _bound(node, input=None, dim=1 if target is F.normalize else None) if target is not F.normalize else _bound(node, input=None, p=2.0, dim=1)
+            a = (
+                _bound(node, input=None, dim=1 if target is F.normalize else None)
+                if target is not F.normalize
+                else _bound(node, input=None, p=2.0, dim=1)
+            )
             self.channel_axis(a["dim"] if a["dim"] is not None else -1, source)
             self.pointwise(node, maps)
         elif target is F.pad:
@@ -292,7 +306,8 @@ class _Reader:
         else:
             raise _Obstacle(_WHOLE_MAP_FUNCTIONS.get(name, f"calls Tensor.{name}, not known to keep positions apart"))
 
-    # ---- what they come to -----------------------------------------------------------------------------------------------------------------
+    # ---- what they come to
+    # -----------------------------------------------------------------------------------------------------------------
 
     def pointwise(self, node: fx.Node, maps: list[fx.Node], value: Map | None = None) -> None:
         self.step(node, "pointwise", maps)
@@ -320,7 +335,9 @@ class _Reader:
             if isinstance(value, Constant) and isinstance(value.value, Tensor):
                 sizes = [value.value.shape[a] if value.value.dim() >= -a else 1 for a in (*first.axes, -first.rank)]
                 if any(size != 1 for size in sizes):
-                    raise _Obstacle(f"combines the map with a constant of shape {tuple(value.value.shape)} that differs from position to position")
+                    raise _Obstacle(
+                        f"combines the map with a constant of shape {tuple(value.value.shape)} that differs from position to position"
+                    )
         self.merge(node, maps)
 
     def channel_axis(self, dim: int, value: Map) -> None:

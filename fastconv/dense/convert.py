@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx, nn
 
 from .. import _windows as windows
+from ..receptive_field import Field, fields
 from ..spatial import Map, Network, NotConvertible, read
 from . import verify as proof
 from .model import DenseModel, find_cuts, put_attribute
@@ -28,24 +31,29 @@ def to_dense(
 ) -> DenseModel:
     r"""Turns a trained strided network into one that gives a dense map, exactly, with the same parameters.
 
-    With k = (total stride) / output_stride, ``dense(x)[..., ::k, ::k]`` equals ``model(x)``. With :math:`R_l` the product of the strides in front of
-    layer l that were given up, layer l gets stride 1 (or what of its stride the output stride keeps), dilation :math:`d_l R_l` and padding :math:`p_l R_l`;
-    a max pool pads with minus infinity. The same numbers come from fragments: the layer as it was, on :math:`R_l^2` images.
+    With k = (total stride) / output_stride, ``dense(x)[..., ::k, ::k]`` equals ``model(x)``. With :math:`R_l` the product of the strides in
+    front of layer l that were given up, layer l gets stride 1 (or what of its stride the output stride keeps), dilation :math:`d_l R_l` and
+    padding :math:`p_l R_l`; a max pool pads with minus infinity. The same numbers come from fragments: the layer as it was, on
+    :math:`R_l^2` images.
 
-    Sources: Giusti et al. 2013 (arXiv:1302.1700) for fragments, Li et al. 2014 (arXiv:1412.4526) and Yu et al., "Dilated Residual Networks", 2017
-    (arXiv:1705.09914) for dilation, Long et al. 2015 (arXiv:1411.4038) and Sermanet et al. 2014 (arXiv:1312.6229) for both questions.
+    Sources: Giusti et al. 2013 (arXiv:1302.1700) for fragments, Li et al. 2014 (arXiv:1412.4526) and Yu et al., "Dilated Residual
+    Networks", 2017 (arXiv:1705.09914) for dilation, Long et al. 2015 (arXiv:1411.4038) and Sermanet et al. 2014 (arXiv:1312.6229) for both
+    questions.
 
     Args:
-        model: an nn.Module of one image (N, C, H, W), in eval mode, that torch.fx can trace: convolutions (grouped, dilated, depthwise, 1x1), max and
-            average pools (ceil mode too), constant padding, norms with stored statistics, anything pointwise, sums, products, cat. It is not changed; the
-            result shares its parameters.
+        model: an nn.Module of one image (N, C, H, W), in eval mode, that torch.fx can trace: convolutions (grouped, dilated, depthwise,
+            1x1), max and
+            average pools (ceil mode too), constant padding, norms with stored statistics, anything pointwise, sums, products, cat. It is
+            not changed; the result shares its parameters.
         output_stride: stride of the dense output, int or pair, a divisor of the network's.
         method: "dilated", "fragments", or "auto": the cheaper of the two, layer by layer, by the cost model that the report prints.
-        example_input: an image batch, for branches on its shape, for "auto" (which plans for its size), and to see whether "SAME" padding is symmetric.
+        example_input: an image batch, for branches on its shape, for "auto" (which plans for its size), and to see whether "SAME" padding
+            is symmetric.
         verify: compare with `model` in float64 at the aligned positions, on a small random image, and keep the error in the report.
         fully_convolutional: drop the global average pool of a classifier and slide what follows it, linear layers as 1x1 convolutions.
         tune: with "auto", measure the choices on `example_input` instead of predicting them.
-        chunk_bytes: memory for the maps of one run through the fragmented part; fewer fragments at a time stay in the caches. "auto" asks the cost
+        chunk_bytes: memory for the maps of one run through the fragmented part; fewer fragments at a time stay in the caches. "auto" asks
+            the cost
             model, None takes all at once.
 
     Returns:
@@ -71,7 +79,8 @@ def to_dense(
     head = heads(network, rate)
     if head and not fully_convolutional:
         raise NotConvertible(
-            head[0], "averages over the whole map in front of the head; pass fully_convolutional=True to slide the head over the dense map instead"
+            head[0],
+            "averages over the whole map in front of the head; pass fully_convolutional=True to slide the head over the dense map instead",
         )
     if fully_convolutional:
         head = [s.name for s in network.steps.values() if s.role == "global" and _ends_the_maps(network, s.node)]
@@ -87,13 +96,32 @@ def to_dense(
     plan = make_plan(network, rate, method, least, size, example_input, tune)
     dense = build(model, network, rate, plan, least, chunk_bytes)
     dense.train(model.training)
-    dense.report = DenseReport(type(model).__name__, wanted, total_stride(network), method, head, rows(network, rate, plan), plan)
+    dense.report = DenseReport(
+        type(model).__name__,
+        wanted,
+        total_stride(network),
+        method,
+        head,
+        rows(network, rate, plan),
+        plan,
+        _output_field(network, rate, least),
+    )
     if verify:
         prove(dense, model, network, rate, head, least, example_input)
     return dense
 
 
-def build(model: nn.Module, network: Network, rate: dict[fx.Node, Rate], plan: Plan, least: Pair, chunk_bytes: int | str | None) -> DenseModel:
+def _output_field(network: Network, rate: dict[fx.Node, Rate], least: Pair) -> Field | None:
+    """An output of the dense network sees what the strided network's sees; only the jump is another."""
+    maps = network.output_maps()
+    if len(maps) != 1:
+        return None
+    return replace(fields(network, least)[maps[0]], jump=rate[maps[0]].kept)
+
+
+def build(
+    model: nn.Module, network: Network, rate: dict[fx.Node, Rate], plan: Plan, least: Pair, chunk_bytes: int | str | None
+) -> DenseModel:
     holder, graph = Rewriter(network, rate, plan.layout, least).run()
     for name in model.state_dict(keep_vars=True):
         put_attribute(holder, name, model)
@@ -105,8 +133,13 @@ def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, hea
     """Fills the report's errors in; raises where they are more than rounding."""
     strided, total = model, total_stride(network)
     report = dense.report
-    image = proof.example_of(network, total, least, example)
-    if head:
+    branches = network.graph_module.meta["branches"]
+    if branches:
+        report.notes.append(
+            f"{branches} branches on the image's shape went as for {tuple(example.shape)}; other sizes might have gone elsewhere"
+        )
+    image = proof.example_of(network, total, least, example, whole=bool(branches))
+    if head and not branches:
         # The same conversion with every stride kept: at one position it must be the classifier itself.
         kept = rates(network, KEEP_ALL)
         strided = build(model, network, kept, make_plan(network, kept, "dilated", least, None, None, False), least, None)
@@ -117,7 +150,9 @@ def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, hea
     report.error = proof.error_at_aligned(dense, strided, outputs, image)
     report.verified_on = tuple(image.shape)
     if not max(report.error, report.head_error or 0.0) <= proof.LIMIT:
-        raise RuntimeError(f"to_dense: the dense network differs from the strided one by {report.error:.1e} (head: {report.head_error}) in float64; please report this model")
+        raise RuntimeError(
+            f"to_dense: the dense network differs from the strided one by {report.error:.1e} (head: {report.head_error}) in float64; please report this model"
+        )
 
 
 class _AtOnePosition(nn.Module):
@@ -148,7 +183,9 @@ def _check_stride(network: Network, wanted: Pair) -> None:
     for axis, name in enumerate(("rows", "columns")):
         if total[axis] % wanted[axis]:
             choices = [d for d in range(1, total[axis] + 1) if total[axis] % d == 0]
-            raise ValueError(f"output_stride: this network's total stride is {total[axis]} along {name}; got {wanted[axis]}, possible are {choices}")
+            raise ValueError(
+                f"output_stride: this network's total stride is {total[axis]} along {name}; got {wanted[axis]}, possible are {choices}"
+            )
 
 
 def _check_same_padding(network: Network, rate: dict[fx.Node, Rate], example: Tensor | None) -> None:

@@ -32,12 +32,14 @@ def strided_size(x: Tensor | Fragments, rate: Pair) -> Pair:
 
 
 def crop_to_common(maps: list, rate: Pair) -> list:
-    """Maps of equal strided size, cropped to their common dense size: two branches may reach a few rows further or less far between the positions
-    that the strided network has."""
+    """Maps of equal strided size, cropped to their common dense size: two branches may reach a few rows further or less far between the
+    positions that the strided network has."""
     sizes = [dense_size(x) for x in maps]
     strided = [strided_size(x, rate) for x in maps]
     if any(s != strided[0] for s in strided):
-        raise ValueError(f"the strided network cannot join these maps either: their sizes are {' and '.join(map(str, strided))}; choose another input size")
+        raise ValueError(
+            f"the strided network cannot join these maps either: their sizes are {' and '.join(map(str, strided))}; choose another input size"
+        )
     common = (min(s[0] for s in sizes), min(s[1] for s in sizes))
     return [x.crop(common) if isinstance(x, Fragments) else x[..., : common[0], : common[1]] for x in maps]
 
@@ -108,7 +110,8 @@ class SameConv2d(nn.Conv2d):
 
 
 def on_same_parameters(module: nn.Module, cls: type[nn.Module] | None = None, **changes) -> nn.Module:
-    """A module of `cls` (by default its own class) that shares every parameter and buffer with `module` and differs in the attributes given."""
+    """A module of `cls` (by default its own class) that shares every parameter and buffer with `module` and differs in the attributes
+    given."""
     out = copy.copy(module)
     for table in ("_parameters", "_buffers", "_modules"):
         out.__dict__[table] = dict(module.__dict__[table])

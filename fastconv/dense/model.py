@@ -18,8 +18,11 @@ class DenseModel(fx.GraphModule):
             processor's caches, and bound the memory. None: all at once.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, report=None, cuts: tuple[tuple[str, float], ...] = (), chunk_bytes: int | None = None):
-        # (name of a node that all that follows depends on alone and that gives Fragments, bytes that what follows needs for each of its bytes)
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, report=None, cuts: tuple[tuple[str, float], ...] = (), chunk_bytes: int | None = None
+    ):
+        # (name of a node that all that follows depends on alone and that gives Fragments, bytes that what follows needs for each of its
+        # bytes)
         self.__dict__.update(cuts=tuple(cuts), chunk_bytes=chunk_bytes, report=report)
         super().__init__(root, graph, class_name="DenseModel")
         # GraphModule takes over what the graph reads; a checkpoint also holds what it does not, such as batch counters.
@@ -30,7 +33,9 @@ class DenseModel(fx.GraphModule):
         code = super().recompile()
         cls = type(self)
         cls.all_at_once = cls.forward
-        self.__dict__["_segments"] = [_function(graph) for graph in _segments(self.graph, [name for name, _ in self.cuts])] if self.cuts else []
+        self.__dict__["_segments"] = (
+            [_function(graph) for graph in _segments(self.graph, [name for name, _ in self.cuts])] if self.cuts else []
+        )
 
         def forward(self, x):
             return self._run(0, x) if self._segments and self.chunk_bytes is not None else self.all_at_once(x)
@@ -53,7 +58,9 @@ class DenseModel(fx.GraphModule):
 
     def __deepcopy__(self, memo) -> DenseModel:
         holder = nn.Module()
-        holder.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k in ("_modules", "_parameters", "_buffers")}, memo))
+        holder.__dict__.update(
+            copy.deepcopy({k: v for k, v in self.__dict__.items() if k in ("_modules", "_parameters", "_buffers")}, memo)
+        )
         out = DenseModel(holder, copy.deepcopy(self.graph, memo), self.report, self.cuts, self.chunk_bytes)
         out.training = self.training
         return out

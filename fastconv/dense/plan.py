@@ -24,7 +24,9 @@ class Plan:
         return ""
 
 
-def make_plan(network: Network, rate: dict[fx.Node, Rate], method: str, least: Pair, size: Pair | None, example: Tensor | None, tune: bool) -> Plan:
+def make_plan(
+    network: Network, rate: dict[fx.Node, Rate], method: str, least: Pair, size: Pair | None, example: Tensor | None, tune: bool
+) -> Plan:
     maps = [n for n in network.steps if isinstance(network.values[n], Map)]
     if method == "dilated":
         return Plan({n: ONE for n in maps})

@@ -34,7 +34,8 @@ KEEP_ALL: Pair = (0, 0)
 
 
 def rate_of(total: Pair, output_stride: Pair) -> Rate:
-    """A layer keeps as much of its stride as divides the output stride. Path by path that is the greatest common divisor, so branches agree."""
+    """A layer keeps as much of its stride as divides the output stride. Path by path that is the greatest common divisor, so branches
+    agree."""
     return Rate(total, (math.gcd(total[0], output_stride[0]), math.gcd(total[1], output_stride[1])))
 
 
@@ -60,7 +61,9 @@ def rates(network: Network, output_stride: Pair) -> dict[fx.Node, Rate]:
         total = source.total
         if step.window is not None:
             if step.window.mirrored and not source.untouched:
-                raise NotConvertible(step.name, f'pads with padding_mode="{step.window.mirrored}": the edge of the dense map is not that of the strided one')
+                raise NotConvertible(
+                    step.name, f'pads with padding_mode="{step.window.mirrored}": the edge of the dense map is not that of the strided one'
+                )
             total = (total[0] * step.window.stride[0], total[1] * step.window.stride[1])
         out[node] = rate_of(total, output_stride)
     return out

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from ..receptive_field import Field
 from ..spatial import Network
 from .plan import Plan
 from .rates import Pair, Rate
+from .rewrite import executed_as, quotient
 
 
 @dataclass(frozen=True)
@@ -19,25 +21,28 @@ class Row:
     kind: str
     kernel: Pair
     stride: Pair
+    kept: Pair
     dilation: Pair
     rate: Pair
     held_as: Pair
 
     @property
     def now(self) -> str:
-        if self.rate == (1, 1) and self.stride == (1, 1):
+        if self.rate == (1, 1) and self.stride == self.kept:
             return "unchanged"
         where = f"on {self.held_as[0] * self.held_as[1]} fragments" if self.held_as != (1, 1) else "dense"
         left = (self.rate[0] // self.held_as[0] * self.dilation[0], self.rate[1] // self.held_as[1] * self.dilation[1])
-        return f"{where}, dilation {_short(left)}"
+        stride = f", stride {_short(self.kept)}" if self.kept != (1, 1) else ""
+        return f"{where}, dilation {_short(left)}{stride}"
 
 
 @dataclass
 class DenseReport:
     """What was converted and how. `print(report)` is the table.
 
-    error: relative L2 distance in float64 from the strided network at its positions, None where not verified. head_error: the same for the
-    slid head, at one position, against the classifier. plan.choices: the cost of every choice.
+    field: receptive field of one output, with the dense output's jump; None for several outputs. error: relative L2 distance in float64
+    from the strided network at its positions, None where not verified. head_error: the same for the slid head, at one position, against the
+    classifier. plan.choices: the cost of every choice.
     """
 
     model: str
@@ -47,6 +52,7 @@ class DenseReport:
     head: list[str]
     rows: list[Row]
     plan: Plan
+    field: Field | None
     error: float | None = None
     head_error: float | None = None
     verified_on: tuple[int, ...] | None = None
@@ -57,9 +63,13 @@ class DenseReport:
         width = max((len(r.name) for r in self.rows), default=4)
         lines.append(f"{'layer':{width}s}  {'kind':4s} {'kernel':>7s} {'stride':>6s} {'dilation':>8s} {'rate':>5s}  now")
         for r in self.rows:
-            lines.append(f"{r.name:{width}s}  {r.kind:4s} {_short(r.kernel):>7s} {_short(r.stride):>6s} {_short(r.dilation):>8s} {_short(r.rate):>5s}  {r.now}")
+            lines.append(
+                f"{r.name:{width}s}  {r.kind:4s} {_short(r.kernel):>7s} {_short(r.stride):>6s} {_short(r.dilation):>8s} {_short(r.rate):>5s}  {r.now}"
+            )
         if self.head:
-            lines.append(f"slid over the map: what follows {', '.join(self.head)}; differs from the classifier at one position by {_error(self.head_error)}")
+            lines.append(
+                f"slid over the map: what follows {', '.join(self.head)}; differs from the classifier at one position by {_error(self.head_error)}"
+            )
         lines.append(f"float64, aligned positions, input {self.verified_on}: relative L2 error {_error(self.error)}")
         if self.plan.choices:
             lines.append(self.plan.table())
@@ -79,11 +89,7 @@ def rows(network: Network, rate: dict[fx.Node, Rate], plan: Plan) -> list[Row]:
     for node, step in network.steps.items():
         if step.window is not None:
             w, source = step.window, step.sources[0]
-            held = plan.layout[source] if w.stride != (1, 1) else plan.layout[node]
-            stride = (w.stride[0], w.stride[1])
-            kept = rate[node].kept[0] // rate[source].kept[0], rate[node].kept[1] // rate[source].kept[1]
-            if kept == stride and rate[source].untouched:
-                out.append(Row(step.name, w.kind, w.kernel, (1, 1), w.dilation, (1, 1), (1, 1)))
-            else:
-                out.append(Row(step.name, w.kind, w.kernel, stride, w.dilation, rate[source].ratio, held))
+            kept = quotient(rate[node].kept, rate[source].kept)
+            held = executed_as(w, kept, plan.layout[source], plan.layout[node])
+            out.append(Row(step.name, w.kind, w.kernel, w.stride, kept, w.dilation, rate[source].ratio, held))
     return out

@@ -19,6 +19,14 @@ def quotient(a: Pair, b: Pair) -> Pair:
     return a[0] // b[0], a[1] // b[1]
 
 
+def executed_as(window: Window, kept: Pair, before: Pair, after: Pair) -> Pair:
+    """The layout that a window runs on, between maps held as `before` and `after`."""
+    if kept != ONE:
+        # What a kept stride leaves out is every other row of the dense map, not of each fragment.
+        return ONE
+    return before if window.stride != ONE else after
+
+
 class Rewriter:
     """One pass over the steps. layout: for every map, the total stride of the fragments it is held as; (1, 1) is a plain tensor."""
 
@@ -106,7 +114,9 @@ class Rewriter:
         x = self.get(step.sources[0], self.layout[node])
         if node.op == "call_function":
             weight, bias = (*node.args[1:], *node.kwargs.values(), None)[:2]
-            return self.graph.call_function(layers.linear_as_conv, (x, self.get(weight, ONE), self.get(bias, ONE) if bias is not None else None))
+            return self.graph.call_function(
+                layers.linear_as_conv, (x, self.get(weight, ONE), self.get(bias, ONE) if bias is not None else None)
+            )
         module = self.root.get_submodule(node.target)
 
         def attribute(name: str):
@@ -142,7 +152,7 @@ class Rewriter:
         if before.untouched and after.untouched:
             self.put(node, self.copy(node, ONE), ONE)
             return
-        layout = self.layout[source] if window.stride != ONE else self.layout[node]
+        layout = executed_as(window, kept, self.layout[source], self.layout[node])
         dealt_to = (layout[0] * window.stride[0], layout[1] * window.stride[1])
         deal = window.stride != ONE and kept == ONE and self.layout[node] == dealt_to
         rate = quotient(before.ratio, layout)
@@ -184,8 +194,12 @@ class Rewriter:
         module = self.root.get_submodule(node.target) if node.op == "call_module" else None
         if window.same:
             if not single:
-                raise NotConvertible(str(node.target), 'has TensorFlow "SAME" padding and is called more than once; give each call its own module')
-            same = layers.on_same_parameters(module, layers.SameConv2d, window=window, rate=rate, name=node.target, stride=stride, dilation=dilation)
+                raise NotConvertible(
+                    str(node.target), 'has TensorFlow "SAME" padding and is called more than once; give each call its own module'
+                )
+            same = layers.on_same_parameters(
+                module, layers.SameConv2d, window=window, rate=rate, name=node.target, stride=stride, dilation=dilation
+            )
             return self.call(node, x, same)
         if window.mirrored:
             return self.call(node, x, layers.on_same_parameters(module, stride=stride))
@@ -207,7 +221,9 @@ class Rewriter:
         return self.graph.get_attr(f"{node.target}.weight"), bias, module.groups
 
     def arguments(self, node: fx.Node):
-        given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)) | dict(node.kwargs)
+        given = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), node.args, strict=False)) | dict(
+            node.kwargs
+        )
         bias = given.get("bias")
         return self.get(given["weight"], ONE), self.get(bias, ONE) if isinstance(bias, fx.Node) else bias, given.get("groups", 1)
 

@@ -54,11 +54,13 @@ def map_lengths(network: Network, size: Pair) -> dict[fx.Node, Pair]:
     return out
 
 
-def example_of(network: Network, total: Pair, least: Pair, example: Tensor | None) -> Tensor:
-    """Random float64 images that exercise every border, as small as this network allows: two ragged positions of the output, or more."""
+def example_of(network: Network, total: Pair, least: Pair, example: Tensor | None, whole: bool) -> Tensor:
+    """A random float64 image that exercises every border, as small as this network allows, or as large as the example where `whole`."""
     channels = _input_channels(network) if example is None else example.shape[1]
     if example is None:
         size = [max(n, 2 * t) + t // 2 + 1 for n, t in zip(least, total, strict=True)]
+    elif whole:
+        size = example.shape[2:]
     else:
         # The same remainder as the example's: padding and branches may follow the size.
         size = []
