@@ -49,7 +49,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 
   // Gradient of input from `argmax` (one byte an element), or, when that is None, with the argmax recomputed from `input`.
   m.def(
-      "shift_stitch_max_pool2d_backward(Tensor grad_output, Tensor? input, Tensor? argmax, int[] input_size, int[] kernel_size, int[] stride, "
+      "shift_stitch_max_pool2d_backward(Tensor grad_output, Tensor? input, Tensor? argmax, SymInt[] input_size, int[] kernel_size, int[] stride, "
       "int[] padding, int[] dilation, bool ceil_mode, bool fragments) -> Tensor");
 
   // Average pool at every offset; count_include_pad and divisor_override as torch.nn.functional.avg_pool2d, and dilation.
@@ -59,12 +59,12 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 
   // Gradient of input of the average pool.
   m.def(
-      "shift_stitch_avg_pool2d_backward(Tensor grad_output, int[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "shift_stitch_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode, bool count_include_pad, int? divisor_override, bool fragments) -> Tensor");
 
   // (N, C, H, W) -> its sy*sx fragments (N*sy*sx, C, ceil(H/sy), ceil(W/sx)), position (oy + sy*u, ox + sx*v); tails filled with `fill`.
   m.def("shift(Tensor input, int[] stride, float fill) -> Tensor");
 
   // Inverse of shift: fragments -> the dense map (N, C, size[0], size[1]); tails are dropped.
-  m.def("stitch(Tensor input, int[] stride, int[] size) -> Tensor");
+  m.def("stitch(Tensor input, int[] stride, SymInt[] size) -> Tensor");
 }

@@ -128,14 +128,18 @@ def residual(op: str, input: torch.Tensor, value: torch.Tensor, shape) -> torch.
 
 
 def pool(op: str, input, kernel_size, stride, padding, dilation, ceil_mode: bool):
-    """Normalises (kernel_size, stride, padding, dilation) and checks them as max_pool2d does."""
+    """Normalises (kernel_size, stride, padding, dilation) and checks them, as max_pool2d does where it has the pool."""
     floating(op, input)
     kernel_size = pair(op, "kernel_size", kernel_size, 1)
     # max_pool2d takes an empty list for "as the kernel".
     stride = kernel_size if stride is None or stride == [] else pair(op, "stride", stride, 1)
     padding, dilation = pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1)
-    if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
-        raise ValueError(f"{op}: padding must be at most half of the kernel size, got padding {padding} and kernel_size {kernel_size}")
+    # Beyond torch's limit for dilated pools: a strided pool made dense keeps its padding in units of its dilation.
+    if padding[0] > dilation[0] * (kernel_size[0] // 2) or padding[1] > dilation[1] * (kernel_size[1] // 2):
+        raise ValueError(
+            f"{op}: padding must be at most dilation * (kernel_size // 2), got padding {padding}, kernel_size {kernel_size} and "
+            f"dilation {dilation}"
+        )
     height = dense_size(input.shape[2], kernel_size[0], stride[0], padding[0], dilation[0], ceil_mode)
     width = dense_size(input.shape[3], kernel_size[1], stride[1], padding[1], dilation[1], ceil_mode)
     if height <= 0 or width <= 0:
@@ -166,7 +170,8 @@ def fragments(op: str, input: torch.Tensor, stride: tuple[int, int], size) -> tu
     size = (size[0], size[-1]) if isinstance(size, (tuple, list)) and 1 <= len(size) <= 2 else (size, size)
     if not all(isinstance(length, (int, torch.SymInt)) for length in size):
         raise TypeError(f"{op}: size must be an int or a pair of ints, got {size!r}")
-    if not (0 < size[0] <= height and 0 < size[1] <= width):
+    # A symbolic size is left to the kernel's own check: that it fits is true but beyond what the compiler can prove.
+    if not torch.compiler.is_compiling() and not (0 < size[0] <= height and 0 < size[1] <= width):
         raise ValueError(f"{op}: size must be between 1x1 and the {height}x{width} that the fragments cover, got {size}")
     return size
 

@@ -193,7 +193,7 @@ def shift_stitch_max_pool2d(
 
     Returns:
         stitched: (N, C, Dh, Dw) or (C, Dh, Dw), equal to ``F.max_pool2d(input, kernel_size, 1, padding, dilation)``
-            bit for bit where ceil_mode is off.
+            bit for bit where ceil_mode is off and that takes the padding (at most ``kernel_size // 2``).
         fragments: (N*sy*sx, C, ceil(Dh/sy), ceil(Dw/sx)), batch index ``(n*sy + oy)*sx + ox``; for (C, H, W), N is 1.
         With return_indices, a pair of such tensors.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch._prims_common import suggest_memory_format
 
-from ._meta import dense_size, pool_output_shape
+from ._meta import pool_output_shape
 
 ACTIVATIONS = {
     "identity": lambda x: x,
@@ -52,49 +52,60 @@ def depthwise_separable_conv2d(
 
 
 def _dense_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode):
-    """The stride-1 pool and its indices; ceil mode asks for windows that reach beyond the symmetric padding, on the right only."""
+    """The stride-1 pool with indices into the input; ceil mode asks for windows beyond the symmetric padding, on the right only."""
     height, width = input.shape[2:]
-    extra = [
-        dense_size(*axis, ceil_mode) - dense_size(*axis, False)
-        for axis in zip((height, width), kernel_size, stride, padding, dilation, strict=True)
-    ]
-    padded = F.pad(input, (0, extra[1], 0, extra[0]), value=-torch.inf)
-    out, indices = F.max_pool2d(padded, kernel_size, 1, padding, dilation, return_indices=True)
-    if extra[1]:
-        indices = indices // (width + extra[1]) * width + indices % (width + extra[1])
-    return out, indices
+    _, _, *dense = pool_output_shape(input.shape, kernel_size, stride, padding, dilation, ceil_mode, False)
+    _, _, *floor = pool_output_shape(input.shape, kernel_size, stride, padding, dilation, False, False)
+    below, beside = dense[0] - floor[0], dense[1] - floor[1]
+    torch_pads = padding[0] <= kernel_size[0] // 2 and padding[1] <= kernel_size[1] // 2
+    top, left = (0, 0) if torch_pads else padding
+    padded = F.pad(input, (left, left + beside, top, top + below), value=-torch.inf)
+    out, indices = F.max_pool2d(padded, kernel_size, 1, padding if torch_pads else 0, dilation, return_indices=True)
+    indices = (indices // padded.shape[3] - top) * width + indices % padded.shape[3] - left
+
+    axes = list(zip((height, width), dense, kernel_size, padding, dilation, strict=True))
+    rows, columns = (_taps_inside(*axis, 0).to(input.device) for axis in axes)
+    some = rows[:, None] * columns > 0
+    if not torch_pads:
+        # Padding that is part of the map may win where all is -inf; the first tap inside should, and should have the gradient.
+        first_y, first_x = (_first_tap_inside(*axis).to(input.device) for axis in axes)
+        indices = torch.where(some & (out == -torch.inf), first_y[:, None] * width + first_x, indices)
+        out = input.flatten(2).gather(2, indices.where(some, 0).flatten(2)).view_as(indices).where(some, -torch.inf)
+    # torch's index of a window without a tap inside the map points outside the plane.
+    indices = indices.where(some, -1)
+    return _keep_format(out, input), _keep_format(indices, input)
 
 
-def _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
-    out, indices = _dense_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)
-    out, indices = _keep_format(out, input), _keep_format(indices, input)
-    return (shift(out, stride, fill), shift(indices, stride, -1)) if fragments else (out, indices)
-
-
-def shift_stitch_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
-    return _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill)[0]
-
-
-def shift_stitch_max_pool2d_argmax(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
-    out, indices = _dense_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)
-    height, width = out.shape[2:]
-    start_y = torch.arange(height, device=input.device)[:, None] - padding[0]
-    start_x = torch.arange(width, device=input.device) - padding[1]
-    tap_y = (indices // input.shape[3] - start_y) // dilation[0]
-    tap_x = (indices % input.shape[3] - start_x) // dilation[1]
-    argmax = (tap_y * kernel_size[1] + tap_x).to(torch.uint8)
-    out, argmax = _keep_format(out, input), _keep_format(argmax, input)
-    return (shift(out, stride, fill), shift(argmax, stride, 0)) if fragments else (out, argmax)
-
-
-def shift_stitch_max_pool2d_indices(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
-    return _max_pool(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill)
+def _first_tap_inside(size, dense, kernel, padding, dilation):
+    """For each window of one axis, the position of its first tap that is not left of the input."""
+    start = torch.arange(dense) - padding
+    return torch.where(start < 0, start % dilation, start)
 
 
 def _taps_inside(size, dense, kernel, padding, dilation, edge):
     """For each window of one axis, how many of its taps lie in the input prolonged by `edge` on both sides."""
     taps = torch.arange(dense)[:, None] - padding + dilation * torch.arange(kernel)
     return ((taps >= -edge) & (taps < size + edge)).sum(1)
+
+
+def shift_stitch_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
+    out, _ = _dense_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return shift(out, stride, fill) if fragments else out
+
+
+def shift_stitch_max_pool2d_argmax(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
+    out, indices = _dense_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)
+    start_y = torch.arange(out.shape[2], device=input.device)[:, None] - padding[0]
+    start_x = torch.arange(out.shape[3], device=input.device) - padding[1]
+    tap_y = (indices // input.shape[3] - start_y) // dilation[0]
+    tap_x = (indices % input.shape[3] - start_x) // dilation[1]
+    argmax = _keep_format((tap_y * kernel_size[1] + tap_x).to(torch.uint8), input)
+    return (shift(out, stride, fill), shift(argmax, stride, 0)) if fragments else (out, argmax)
+
+
+def shift_stitch_max_pool2d_indices(input, kernel_size, stride, padding, dilation, ceil_mode, fragments, fill):
+    out, indices = _dense_max_pool(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return (shift(out, stride, fill), shift(indices, stride, -1)) if fragments else (out, indices)
 
 
 def shift_stitch_avg_pool2d(

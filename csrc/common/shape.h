@@ -13,15 +13,16 @@ constexpr int64_t conv_out(int64_t size, int64_t pad_low, int64_t pad_high, int6
   return span < 0 ? 0 : span / stride + 1;
 }
 
-// Number of positions of a pool evaluated at stride 1. With ceil_mode the dense map is long enough for the last window that PyTorch's
-// ceil_mode keeps: that window starts inside the input or its left padding.
+constexpr int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
+
+// Number of positions of a pool evaluated at stride 1. In ceil mode the dense map reaches to the last window that PyTorch's ceil mode keeps:
+// that window starts inside the input or its left padding.
 constexpr int64_t dense_length(int64_t size, int64_t padding, int64_t dilation, int64_t kernel, int64_t stride, bool ceil_mode) {
   const int64_t dense = size + 2 * padding - dilation * (kernel - 1);
-  if (!ceil_mode || dense < 1) return dense;
-  int64_t units = ceil_div(dense - 1, stride) + 1;
-  if ((units - 1) * stride >= size + padding) --units;
-  const int64_t wanted = (units - 1) * stride + 1;
-  return wanted > dense ? wanted : dense;
+  if (!ceil_mode) return dense;
+  const int64_t reaching = floor_div(dense - 1 + stride - 1, stride), starting = floor_div(size + padding - 1, stride);
+  const int64_t prolonged = (reaching < starting ? reaching : starting) * stride + 1;
+  return prolonged > dense ? prolonged : dense;
 }
 
 // Rows that fragment `offset` really holds; the rest of its ceil(dense / stride) rows is filled.
