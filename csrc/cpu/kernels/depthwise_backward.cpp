@@ -67,7 +67,9 @@ void apply_activation(Activation a, const float* from, float* to, int64_t count)
 
 void multiply_by_slope(Activation a, const float* z, float* values, int64_t count) {
   with_activation(a, [&](auto act) {
-    for (int64_t i = 0; i < count; i += L) store(values + i, gated<decltype(act)::value>(load(values + i), load(z + i)));
+    // Lanes past the end may hold anything, NaN too: they are neither read nor written.
+    for (int64_t i = 0; i < count; i += L)
+      store_lanes(values + i, gated<decltype(act)::value>(load_lanes(values + i, count - i), load_lanes(z + i, count - i)), count - i);
   });
 }
 

@@ -110,7 +110,7 @@ class PlaneWorker {
       stage_gradient(p_.grad, n, first + m, b_.plane + b_.guard);
       if (gate_.activation != Activation::identity) {
         stage_gradient(gate_.z, n, first + m, b_.z);
-        multiply_by_slope(gate_.activation, b_.z, b_.plane + b_.guard, round_up((s_.g1 - s_.g0) * g_.w, int64_t(L)));
+        multiply_by_slope(gate_.activation, b_.z, b_.plane + b_.guard, (s_.g1 - s_.g0) * g_.w);
       }
       if (p_.db) sums[taps] = sum(b_.plane + b_.guard + (s_.own_g0 - s_.g0) * g_.w, (s_.own_g1 - s_.own_g0) * g_.w);
       memset(b_.dw, 0, sizeof(float) * taps * L);
