@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .launch import INTERPRETED, Conv, ceil_div, family_of, power_of_two
+from .launch import INTERPRETED, Conv, Pool, ceil_div, family_of, power_of_two
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,13 @@ def strips_per_program(x: torch.Tensor, strips: int, others: int) -> int:
 def ordered_sum(channels: int) -> tuple[int, int, int]:
     """(slots, channels, warps) of a block of the second stage."""
     return (16, 16, 4) if INTERPRETED else (32, min(32, power_of_two(channels)), 4)
+
+
+def pool(x: torch.Tensor, pool: Pool, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
+    row = INTERPRETER if INTERPRETED else Strip(16, 1024, 4) if is_channels_last else Strip(256, 1024, 4)
+    return _strip_tile(row, pool.n, height, width, pool.c, step_y, step_x, family_of(x.device).processors)
+
+
+def permute(x: torch.Tensor, images: int, channels: int, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
+    row = INTERPRETER if INTERPRETED else Strip(16, 1024, 4) if is_channels_last else Strip(256, 1024, 4)
+    return _strip_tile(row, images, height, width, channels, step_y, step_x, family_of(x.device).processors)
