@@ -41,14 +41,14 @@ WAVES = 4
 
 
 def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int, step_y: int, step_x: int, processors: int) -> Tile:
-    """The tile of one row of a table for a map of height x width positions, cut into residue classes step_y, step_x apart."""
-    class_width, class_height = ceil_div(width, step_x), ceil_div(height, step_y)
-    bw = min(row.columns, power_of_two(class_width))
+    """The tile of one row of a table for maps of height x width positions, cut into residue classes step_y, step_x apart."""
+    bw = min(row.columns, power_of_two(width))
     bc = min(max(row.elements // bw, 1), power_of_two(channels))
     options = {"num_warps": row.warps, "maxnreg": row.maxnreg}
     if INTERPRETED:
         return Tile(bw, bc, 4, row.hoist, options)
-    programs = images * min(step_y, height) * min(step_x, width) * ceil_div(class_width, bw) * ceil_div(channels, bc)
+    class_height = ceil_div(height, step_y)
+    programs = images * min(step_y, height) * ceil_div(ceil_div(width, step_x) * step_x, bw) * ceil_div(channels, bc)
     for rows in STRIP_ROWS:
         if rows <= power_of_two(class_height) and programs * ceil_div(class_height, rows) >= WAVES * processors:
             break
@@ -105,3 +105,53 @@ def pool(x: torch.Tensor, pool: Pool, is_channels_last: bool, height: int, width
 def permute(x: torch.Tensor, images: int, channels: int, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
     row = INTERPRETER if INTERPRETED else Strip(16, 1024, 4) if is_channels_last else Strip(256, 1024, 4)
     return _strip_tile(row, images, height, width, channels, step_y, step_x, family_of(x.device).processors)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A tile of the fused separable kernel: bh x bw pixels, bk input channels at a time, bn output channels."""
+
+    bh: int
+    bw: int
+    bk: int
+    bn: int
+    options: dict
+
+
+@dataclass(frozen=True)
+class Product:
+    bm: int
+    bk: int
+    bn: int
+    stages: int
+    options: dict
+
+
+# Scratch for the intermediate of a split launch: a part of the second-level cache, whatever the size of the maps.
+SCRATCH_BYTES = 32 << 20
+
+
+def image_runs(conv: Conv, element_size: int) -> list[tuple[int, int]]:
+    """Runs of images (begin, end) whose intermediate fits in the scratch, at least one image each."""
+    per_image = conv.out_channels * conv.oh * conv.ow * element_size
+    images = max(1, SCRATCH_BYTES // per_image)
+    return [(begin, min(begin + images, conv.n)) for begin in range(0, conv.n, images)]
+
+
+def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool) -> Fused | None:
+    """The tile of the fused kernel, or None for depthwise and product apart."""
+    c = conv.out_channels
+    if INTERPRETED:
+        return Fused(2, 8, 16, 16, {"num_warps": 4}) if c <= 24 else None
+    if c > 256 or o > 512:
+        return None
+    bn = min(max(power_of_two(o), 16), 256)
+    warps = 8 if bn > 64 else 4
+    return Fused(4, 16, min(64, max(16, power_of_two(c))), bn, {"num_warps": warps, "maxnreg": 128})
+
+
+def product(m: torch.Tensor, images: int, pixels: int, c: int, o: int, is_channels_last: bool) -> Product:
+    if INTERPRETED:
+        return Product(16, 32, 16, 1, {"num_warps": 4})
+    wide_out = o > 128
+    return Product(128, 64, 256 if wide_out else 128, 3, {"num_warps": 8, "num_stages": 3})

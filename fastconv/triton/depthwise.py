@@ -52,8 +52,8 @@ def depthwise_epilogue(
 @triton.jit
 def depthwise_ring(
     x_ptr, weight_ptr, bias_ptr, grad_ptr, out_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, HOIST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, HOIST: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -61,8 +61,9 @@ def depthwise_ring(
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     channel_mask = channels < C
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
     x_channels = image(x_ptr, n, C // M, H, W) + (channels // M)[None, :] * x_c
@@ -129,16 +130,17 @@ def tap_sum(
 @triton.jit
 def depthwise_tap(
     x_ptr, weight_ptr, bias_ptr, grad_ptr, out_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     x_image = image(x_ptr, n, C // M, H, W)
     for i in tl.range(0, ROWS, num_stages=1):
         row = first + step_y * i
@@ -163,11 +165,11 @@ def run_depthwise(x, weight, bias, conv: Conv, is_channels_last: bool, input_act
     step_x = conv.dw // math.gcd(conv.dw, conv.sw) if is_channels_last else 1
     ring = conv.taps <= RING_TAPS and step_y * conv.sh == conv.dh
     tile = configs.depthwise_forward(x, conv, is_channels_last, step_y, step_x, ring)
-    strips = Strips(conv.oh, conv.ow, step_y, step_x, tile.rows, tile.bw)
+    strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(conv.out_channels, tile.bc)
     launch(
         depthwise_ring if ring else depthwise_tap,
-        strips.count(conv.n) * channel_blocks,
+        strips.count * channel_blocks,
         x.device,
         {
             "x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "grad_ptr": grad if grad is not None else out, "out_ptr": out,

@@ -43,8 +43,8 @@ def store_input_gradient(grad, x_image, dx_image, offsets, mask, INPUT_ACTIVATIO
 @triton.jit
 def depthwise_backward_ring(
     grad_ptr, out_ptr, x_ptr, weight_ptr, dx_ptr, partial_ptr, H, W, OH, OW, dh, dw, pt, pl, first_y, first_x, last_y, last_x,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks, strip_count,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, STRIPS: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, strip_count,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, STRIPS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, WANT_DX: tl.constexpr, WANT_DW: tl.constexpr,
     WANT_DB: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -61,11 +61,14 @@ def depthwise_backward_ring(
     db = zero
     for s in tl.range(0, STRIPS, num_stages=1):
         strip = slot * STRIPS + s
-        n, row, columns = strip_coordinates(strip, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE)
+        n, row, columns = strip_coordinates(
+            strip, tl.arange(0, BW), last_y - first_y, last_x - first_x, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+            BW, POLYPHASE, WIDE,
+        )  # fmt: skip
         # The strips cover first .. last: every pixel of x, and every position whose centre tap is a pixel of g, so that db meets each g once.
         row += first_y
         columns += first_x
-        columns = tl.where(strip < strip_count, columns, last_x + W + OW + KW * dw + pl)
+        columns = tl.where(strip < strip_count, columns, last_x)
         n = tl.where(strip < strip_count, n, 0)
         x_image, dx_image = image(x_ptr, n, C, H, W), image(dx_ptr, n, C, H, W)
         grad_image, out_image = image(grad_ptr, n, C, OH, OW), image(out_ptr, n, C, OH, OW)
@@ -125,16 +128,17 @@ def depthwise_backward_ring(
 @triton.jit
 def depthwise_input_gradient(
     grad_ptr, out_ptr, x_ptr, weight_ptr, dx_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     channel_mask = channels < C
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     g_c, g_y, g_x = strides(C * M, OH, OW, CHANNELS_LAST)
     grad_image, out_image = image(grad_ptr, n, C * M, OH, OW), image(out_ptr, n, C * M, OH, OW)
@@ -281,9 +285,9 @@ def _one_pass(common, x, weight, dx, conv: Conv, is_channels_last, want_dx, want
     step_x = conv.dw if is_channels_last else 1
     height, width = last_y - first_y, last_x - first_x
     tile = configs.depthwise_backward(x, conv, is_channels_last, height, width, conv.dh, step_x)
-    strips = Strips(height, width, conv.dh, step_x, tile.rows, tile.bw)
+    strips = Strips(conv.n, height, width, conv.dh, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(conv.c, tile.bc)
-    count = strips.count(conv.n)
+    count = strips.count
     per_program = configs.strips_per_program(x, count, channel_blocks) if want_dw or want_db else 1
     slots = ceil_div(count, per_program)
     partial = _partials(x, conv, slots) if want_dw or want_db else None
@@ -304,11 +308,11 @@ def _one_pass(common, x, weight, dx, conv: Conv, is_channels_last, want_dx, want
 def _input_gradient(common, x, weight, dx, conv: Conv, is_channels_last):
     step_x = conv.dw * conv.sw if is_channels_last else 1
     tile = configs.depthwise_gather(x, conv, is_channels_last, conv.h, conv.w, conv.c, conv.dh, step_x)
-    strips = Strips(conv.h, conv.w, conv.dh, step_x, tile.rows, tile.bw)
+    strips = Strips(conv.n, conv.h, conv.w, conv.dh, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(conv.c, tile.bc)
     launch(
         depthwise_input_gradient,
-        strips.count(conv.n) * channel_blocks,
+        strips.count * channel_blocks,
         x.device,
         {
             **common, "weight_ptr": weight, "dx_ptr": dx, "sh": conv.sh, "sw": conv.sw, **strips.arguments, "channel_blocks": channel_blocks,

@@ -95,23 +95,25 @@ def image(ptr, n, C, H, W):
 
 @triton.jit
 def strip_coordinates(
-    pid, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS: tl.constexpr, BW: tl.constexpr, WIDE: tl.constexpr
+    pid, lane, H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS: tl.constexpr, BW: tl.constexpr,
+    POLYPHASE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """What strip `pid` of a map covers: (image, first row, columns).
+    """What strip `pid` of maps of H x W positions covers: (image, first row, the column of each lane).
 
-    Rows y, y + step_y, y + 2*step_y ... (ROWS of them) and likewise BW columns form a strip of one residue class, which has the halo and the
-    reuse of dilation 1. Columns run fastest over strips: neighbours in memory run at the same time.
+    Rows y, y + step_y, y + 2*step_y ... (ROWS of them) belong to one residue class, and columns are sorted by residue class modulo step_x when
+    POLYPHASE: so a strip has the halo and the reuse of dilation 1. Lanes count columns, 0 .. BW. A lane beyond the map gets column W, rows may pass H.
     """
     column_block = pid % column_blocks
     pid = pid // column_blocks
-    class_x = pid % classes_x
-    pid = pid // classes_x
     row_strip = pid % row_strips
     pid = pid // row_strips
     class_y = pid % classes_y
     n = pid // classes_y
     row = class_y + step_y * ROWS * row_strip
-    columns = class_x + step_x * (column_block * BW + tl.arange(0, BW))
+    columns = column_block * BW + lane
+    if POLYPHASE:
+        class_x = columns // class_width
+        columns = tl.where(class_x < step_x, class_x + step_x * (columns % class_width), W)
     if WIDE:
         row = row.to(tl.int64)
         columns = columns.to(tl.int64)

@@ -5,7 +5,7 @@ machines that are not there.
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import triton
@@ -177,6 +177,9 @@ class Conv:
         ow = conv_output_size(w, kw, stride[1], pl + pr, dilation[1])
         return cls(n, c, h, w, weight.shape[0] // c, kh, kw, *stride, *dilation, pt, pl, oh, ow)
 
+    def with_images(self, n: int) -> "Conv":
+        return replace(self, n=n)
+
     @property
     def out_channels(self) -> int:
         return self.c * self.m
@@ -224,8 +227,9 @@ class Pool:
 
 @dataclass(frozen=True)
 class Strips:
-    """How a map of (h, w) positions is cut into strips of one residue class: `rows` positions step_y apart, `bw` columns step_x apart."""
+    """How maps of (h, w) positions are cut: a strip is `rows` rows step_y apart and `bw` columns, taken in the order of their class modulo step_x."""
 
+    n: int
     h: int
     w: int
     step_y: int
@@ -233,24 +237,26 @@ class Strips:
     rows: int
     bw: int
 
-    def count(self, images: int) -> int:
-        return images * self.classes_y * self.classes_x * self.row_strips * self.column_blocks
+    @property
+    def count(self) -> int:
+        return self.n * self.classes_y * self.row_strips * self.column_blocks
 
     @property
     def classes_y(self) -> int:
         return min(self.step_y, self.h)
 
     @property
-    def classes_x(self) -> int:
-        return min(self.step_x, self.w)
-
-    @property
     def row_strips(self) -> int:
         return ceil_div(ceil_div(self.h, self.step_y), self.rows)
 
     @property
+    def class_width(self) -> int:
+        return ceil_div(self.w, self.step_x)
+
+    @property
     def column_blocks(self) -> int:
-        return ceil_div(ceil_div(self.w, self.step_x), self.bw)
+        # A class one column short still takes its place, so that the order of columns is a plain division.
+        return ceil_div(self.class_width * min(self.step_x, self.w), self.bw)
 
     @property
     def arguments(self) -> dict:
@@ -258,9 +264,10 @@ class Strips:
             "step_y": self.step_y,
             "step_x": self.step_x,
             "classes_y": self.classes_y,
-            "classes_x": self.classes_x,
+            "class_width": self.class_width,
             "row_strips": self.row_strips,
             "column_blocks": self.column_blocks,
             "ROWS": self.rows,
             "BW": self.bw,
+            "POLYPHASE": self.step_x > 1,
         }

@@ -63,15 +63,16 @@ def store_argmax(
 @triton.jit
 def max_pool_ring(
     x_ptr, out_ptr, index_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     channel_mask = channels < C
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
@@ -129,15 +130,16 @@ def max_pool_ring(
 @triton.jit
 def max_pool_gather(
     x_ptr, out_ptr, index_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     channel_mask = channels < C
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
@@ -190,15 +192,16 @@ def _taps_before(start, end, dilation, K: tl.constexpr):
 @triton.jit
 def avg_pool_ring(
     x_ptr, out_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     channel_mask = channels < C
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
@@ -226,15 +229,16 @@ def avg_pool_ring(
 @triton.jit
 def avg_pool_gather(
     x_ptr, out_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     channel_mask = channels < C
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
@@ -268,11 +272,11 @@ def launch_pool(ring, gather, pool: Pool, x, is_channels_last: bool, height: int
     unrolled = max(pool.kh, pool.kw) <= RING_SIDE
     step_x = pool.dw if is_channels_last else 1
     tile = configs.pool(x, pool, is_channels_last, height, width, pool.dh, step_x)
-    strips = Strips(height, width, pool.dh, step_x, tile.rows, tile.bw)
+    strips = Strips(pool.n, height, width, pool.dh, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(pool.c, tile.bc)
     launch(
         ring if unrolled else gather,
-        strips.count(pool.n) * channel_blocks,
+        strips.count * channel_blocks,
         x.device,
         {**pool_arguments(pool, is_channels_last), **arguments, **strips.arguments, "channel_blocks": channel_blocks, "BC": tile.bc},
         **tile.options,

@@ -32,15 +32,16 @@ def load_windows(
 @triton.jit
 def pool_backward_ring(
     grad_ptr, argmax_ptr, dx_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     dx_image = image(dx_ptr, n, C, H, W)
     sums = (tl.zeros((BW, BC), tl.float32),) * KH
@@ -82,15 +83,16 @@ def pool_backward_ring(
 @triton.jit
 def pool_backward_gather(
     grad_ptr, argmax_ptr, dx_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
-    step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     dx_image = image(dx_ptr, n, C, H, W)
     for i in tl.range(0, ROWS, num_stages=1):

@@ -11,15 +11,16 @@ from .launch import Strips, ceil_div, channels_last, dense, empty_map, launch, w
 
 @triton.jit
 def permute(
-    dense_ptr, fragments_ptr, fill, H, W, U, V, sh, sw, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr,
+    dense_ptr, fragments_ptr, fill, H, W, U, V, sh, sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # A strip is a piece of one fragment, so its class is the fragment's offset; strips cover whole fragments, tails included.
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, step_y, step_x, classes_y, classes_x, row_strips, column_blocks, ROWS, BW, WIDE
-    )
+        pid // channel_blocks, tl.arange(0, BW), U * sh, V * sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        WIDE,
+    )  # fmt: skip
     channel_mask = channels < C
     d_c, d_y, d_x = strides(C, H, W, CHANNELS_LAST)
     f_c, f_y, f_x = strides(C, U, V, CHANNELS_LAST)
@@ -49,11 +50,11 @@ def _run(dense_map, fragments, fill: float, stride, is_channels_last: bool, is_s
     # Contiguous rows keep their neighbours together on the dense side; a pixel of channels_last is a run of its own anyway.
     step_x = sw if is_channels_last else 1
     tile = configs.permute(dense_map, n, c, is_channels_last, u * sh, v * sw, sh, step_x)
-    strips = Strips(u * sh, v * sw, sh, step_x, tile.rows, tile.bw)
+    strips = Strips(n, u * sh, v * sw, sh, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(c, tile.bc)
     launch(
         permute,
-        strips.count(n) * channel_blocks,
+        strips.count * channel_blocks,
         dense_map.device,
         {
             "dense_ptr": dense_map, "fragments_ptr": fragments, "fill": fill, "H": h, "W": w, "U": u, "V": v, "sh": sh, "sw": sw,
