@@ -155,3 +155,30 @@ def product(m: torch.Tensor, images: int, pixels: int, c: int, o: int, is_channe
         return Product(16, 32, 16, 1, {"num_warps": 4})
     wide_out = o > 128
     return Product(128, 64, 256 if wide_out else 128, 3, {"num_warps": 8, "num_stages": 3})
+
+
+def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool) -> Fused:
+    """bk counts output channels here, bn input channels."""
+    if INTERPRETED:
+        return Fused(2, 8, 16, 16, {"num_warps": 4})
+    return Fused(4, 16, 64, min(128, max(16, power_of_two(conv.out_channels))), {"num_warps": 8, "num_stages": 3})
+
+
+@dataclass(frozen=True)
+class PointwiseGradient:
+    """A tile of the pointwise weight gradient: bo output by bc input channels, bh x bw pixels at a time; `stored`: m comes from a depthwise pass."""
+
+    bh: int
+    bw: int
+    bo: int
+    bc: int
+    stored: bool
+    options: dict
+
+
+def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool) -> PointwiseGradient:
+    c = conv.out_channels
+    if INTERPRETED:
+        return PointwiseGradient(2, 8, 16, 16, c > 24, {"num_warps": 4})
+    bo, bc = (min(128, max(16, power_of_two(size))) for size in (o, c))
+    return PointwiseGradient(4, 16, bo, min(bc, 64), o > 256, {"num_warps": 8})

@@ -213,11 +213,11 @@ def depthwise_weight_gradient(
 
 
 @triton.jit
-def ordered_sum(
-    partial_ptr, dw_ptr, db_ptr, slots, channel_blocks, C: tl.constexpr, TAPS: tl.constexpr, SLOT_BLOCKS: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
+def add_partials(
+    partial_ptr, dw_ptr, db_ptr, slots, channel_blocks, C: tl.constexpr, TAPS: tl.constexpr, SLOT: tl.constexpr, SLOT_BLOCKS: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
     WANT_DW: tl.constexpr, WANT_DB: tl.constexpr,
 ):  # fmt: skip
-    """Second stage: partials (slots, TAPS + 1, C) into dw (C, TAPS) and db (C), always in the same order."""
+    """Partials (slots, SLOT) into dw (C, TAPS) and db (C): a slot holds dw as (TAPS, C), then db, if there is one."""
     pid = tl.program_id(0)
     channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
     tap = pid // channel_blocks
@@ -225,7 +225,7 @@ def ordered_sum(
     for b in tl.range(0, SLOT_BLOCKS, num_stages=1):
         slot = b * BS + tl.arange(0, BS)
         mask = (slot < slots)[:, None] & (channels < C)[None, :]
-        acc += tl.load(partial_ptr + slot.to(tl.int64)[:, None] * ((TAPS + 1) * C) + tap * C + channels[None, :], mask=mask, other=0.0)
+        acc += tl.load(partial_ptr + slot.to(tl.int64)[:, None] * SLOT + tap * C + channels[None, :], mask=mask, other=0.0)
     total = tl.sum(acc, 0)
     if WANT_DW:
         if tap < TAPS:
@@ -233,6 +233,23 @@ def ordered_sum(
     if WANT_DB:
         if tap == TAPS:
             tl.store(db_ptr + channels, total.to(db_ptr.dtype.element_ty), mask=channels < C)
+
+
+def ordered_sum(partial: torch.Tensor, slots: int, dw: torch.Tensor | None, db: torch.Tensor | None, channels: int, taps: int) -> None:
+    """Second stage: adds partials (slots, ...), each holding dw as (taps, channels) and then db, always in the same order."""
+    bs, bc, warps = configs.ordered_sum(channels)
+    channel_blocks = ceil_div(channels, bc)
+    launch(
+        add_partials,
+        channel_blocks * (taps + (db is not None)),
+        partial.device,
+        {
+            "partial_ptr": partial, "dw_ptr": dw, "db_ptr": db, "slots": slots, "channel_blocks": channel_blocks, "C": channels, "TAPS": taps,
+            "SLOT": partial.numel() // slots, "SLOT_BLOCKS": power_of_two(ceil_div(slots, bs)), "BS": bs, "BC": bc, "WANT_DW": dw is not None,
+            "WANT_DB": db is not None,
+        },
+        num_warps=warps,
+    )  # fmt: skip
 
 
 def run_depthwise_backward(
@@ -257,18 +274,7 @@ def run_depthwise_backward(
             _input_gradient(common, x, weight, dx, conv, is_channels_last)
         partial, slots = _weight_gradient(common, x, conv, is_channels_last) if want_dw or want_db else (None, 0)
     if want_dw or want_db:
-        bs, bc, warps = configs.ordered_sum(conv.out_channels)
-        channel_blocks = ceil_div(conv.out_channels, bc)
-        launch(
-            ordered_sum,
-            channel_blocks * (conv.taps + 1),
-            x.device,
-            {
-                "partial_ptr": partial, "dw_ptr": dw, "db_ptr": db, "slots": slots, "channel_blocks": channel_blocks, "C": conv.out_channels,
-                "TAPS": conv.taps, "SLOT_BLOCKS": power_of_two(ceil_div(slots, bs)), "BS": bs, "BC": bc, "WANT_DW": want_dw, "WANT_DB": want_db,
-            },
-            num_warps=warps,
-        )  # fmt: skip
+        ordered_sum(partial, slots, dw if want_dw else None, db if want_db else None, conv.out_channels, conv.taps)
     return dx, dw, db
 
 

@@ -72,8 +72,7 @@ def depthwise_tile(
         x_channels = x_image + (channels // M)[None, :] * x_c
         taps = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
         left = columns * sw - pl
-        sums = ()
-        rows = ()
+        rows = (tl.zeros((BW, BC), tl.float32),) * BH
         for r in tl.static_range(BH + KH - 1):
             y = row * sh - pt + r * dh
             line = ()
@@ -83,23 +82,17 @@ def depthwise_tile(
                 mask = ((ys >= 0) & (ys < H) & (column >= 0) & (column < W))[:, None] & channel_mask[None, :]
                 x = tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=0.0).to(tl.float32)
                 line = line + (activate(x, INPUT_ACTIVATION),)
-            # sums holds the unfinished rows, oldest first: those that began at r - len(sums) .. r - 1.
-            BEGINS: tl.constexpr = 1 if r < BH else 0
-            OLDEST: tl.constexpr = r - (KH - 1) if r > KH - 1 else 0
-            COUNT: tl.constexpr = (r if r < BH else BH) + BEGINS - OLDEST if r < BH else BH - OLDEST
             updated = ()
-            for k in tl.static_range(COUNT):
-                ky: tl.constexpr = r - OLDEST - k
-                acc = line[0] * taps[ky * KW]
-                if ky > 0:
-                    acc += sums[k]
-                for kx in tl.static_range(1, KW):
-                    acc += line[kx] * taps[ky * KW + kx]
-                if ky == KH - 1:
-                    rows = rows + (finish_depthwise(acc, bias, ACTIVATION, DERIVATIVE, DTYPE),)
-                else:
-                    updated = updated + (acc,)
-            sums = updated
+            for o in tl.static_range(BH):
+                acc = rows[o]
+                if r >= o and r - o < KH:
+                    for kx in tl.static_range(KW):
+                        acc += line[kx] * taps[(r - o) * KW + kx]
+                    if r - o == KH - 1:
+                        # Rounded as soon as it is whole: a finished row takes half the registers.
+                        acc = finish_depthwise(acc, bias, ACTIVATION, DERIVATIVE, DTYPE)
+                updated = updated + (acc,)
+            rows = updated
         return stack_rows(rows, BH, BW, BC)
     else:
         acc = tap_sum(

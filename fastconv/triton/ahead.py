@@ -1,0 +1,107 @@
+"""Compiles launches for devices that are not there, and reads from the machine code what can be known without running it.
+
+    with record(FAMILIES["sm_90"]) as recorder:
+        depthwise_conv2d(torch.empty(..., device="meta"), ...)
+    report = compile_launch(recorder.launches[0], recorder.family)
+
+The arguments are specialised as a launch on a device would: integers equal to 1 are constants, multiples of 16 and pointers are known to be such.
+"""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .launch import Family, Launch
+
+_POINTERS = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64", torch.uint8: "*u8", torch.int32: "*i32",
+    torch.int64: "*i64",
+}  # fmt: skip
+_ALIGNMENT = [["tt.divisibility", 16]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the compiled kernel says of itself. `code` is SASS, or AMD assembly."""
+
+    code: str
+    registers: int
+    spills: int  # bytes a thread, or on AMD spilled registers
+    shared_memory: int
+
+    def count(self, pattern: str) -> int:
+        """Instructions that match a regular expression."""
+        return len(re.findall(pattern, self.code))
+
+    def hot_loop(self) -> list[str]:
+        """Instructions of the longest innermost loop (SASS)."""
+        lines = [line for line in self.code.splitlines() if re.match(r"\s*(\.L_x_\d+:|/\*[0-9a-f]{4,}\*/)", line)]
+        labels, loops = {}, []
+        instructions = []
+        for line in lines:
+            label = re.match(r"\s*(\.L_x_\d+):", line)
+            if label:
+                labels[label.group(1)] = len(instructions)
+                continue
+            instructions.append(re.sub(r"/\*.*?\*/", "", line).strip())
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+            if target and target.group(1) in labels:
+                loops.append((labels[target.group(1)], len(instructions)))
+        innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+        begin, end = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, len(instructions)))
+        return [line for line in instructions[begin:end] if line and not line.startswith("NOP")]
+
+
+def _source(launch: Launch) -> ASTSource:
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            attributes[(index,)] = _ALIGNMENT
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = _ALIGNMENT
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def compile_launch(launch: Launch, family: Family) -> Report:
+    if family.name == "cuda":
+        target = GPUTarget("cuda", family.capability, 32)
+    else:
+        target = GPUTarget("hip", "gfx942", 64)
+    compiled = triton.compile(_source(launch), target=target, options=launch.options)
+    if family.name == "cuda":
+        return _cuda_report(compiled)
+    return _amd_report(compiled)
+
+
+def _cuda_report(compiled) -> Report:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        code = subprocess.run([tools / "nvdisasm", cubin.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
+    # A frame on the stack is where ptxas puts spills, and nothing else in these kernels needs one.
+    return Report(code, registers, stack, compiled.metadata.shared)
+
+
+def _amd_report(compiled) -> Report:
+    code = compiled.asm["amdgcn"]
+    number = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", code)}
+    return Report(code, number["vgpr_count"], number["vgpr_spill_count"] + number["sgpr_spill_count"], compiled.metadata.shared)
