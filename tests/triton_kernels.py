@@ -1,0 +1,272 @@
+"""The Triton kernels against float64, forward and backward. test_triton.py runs this file: on a GPU as it is, elsewhere under Triton's interpreter.
+
+Maps are small and their sizes odd, so that every tile has a tail; under the interpreter tiles are small too (fastconv/triton/configs.py).
+"""
+
+import pytest
+import torch
+
+import fastconv
+import fastconv.functional as FF
+from fastconv import backends, reference
+
+triton_backend = pytest.importorskip("fastconv.triton")
+ops = triton_backend.ops
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Relative error of a sum rounded once, with room for a product of two such. The interpreter cuts bfloat16 off instead of rounding it, which
+# is twice the error, and its sign does not vary: it adds up in sums.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2 if DEVICE == "cuda" else 4 * 1.2e-2}
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def fresh_inputs(request):
+    """New inputs on every run; the seed is printed with a failure."""
+    seed = torch.randint(2**31, ()).item() if request.config.getoption("verbose") < 3 else 0
+    torch.manual_seed(seed)
+    print("seed", seed)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    previous, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    yield
+    torch.backends.cudnn.allow_tf32 = previous
+
+
+def tensor(*shape, dtype, channels_last=False, scale=1.0):
+    t = (torch.randn(shape) * scale).to(dtype)
+    if channels_last:
+        # A view into a larger map: the strides are real.
+        larger = torch.empty(shape[0], shape[1], shape[2], shape[3] + 1, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        larger[..., :-1] = t
+        t = larger[..., :-1] if shape[0] == 1 else t.contiguous(memory_format=torch.channels_last)
+    return t.to(DEVICE)
+
+
+def error(got, expected):
+    assert got.shape == expected.shape
+    return ((got.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+def check(name, inputs, geometry, dtype):
+    """Forward and every gradient of operator `name` against the float64 reference; results keep the format of the first input."""
+    leaves = [t.detach().requires_grad_() if t is not None else None for t in inputs]
+    exact = [t.detach().double().requires_grad_() if t is not None else None for t in inputs]
+    out = getattr(ops, name)(*leaves, *geometry)
+    expected = getattr(reference, name)(*exact, *geometry)
+    assert error(out, expected) < TOLERANCE[dtype]
+    channels_last = triton_backend.launch.channels_last(inputs[0])
+    assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    grad = torch.randn(out.shape).to(DEVICE, dtype)
+    present = [i for i, t in enumerate(inputs) if t is not None]
+    gradients = torch.autograd.grad(out, [leaves[i] for i in present], grad)
+    wanted = torch.autograd.grad(expected, [exact[i] for i in present], grad.double())
+    # One more rounded map between the gradient and the result than in the forward.
+    for i, gradient, want in zip(present, gradients, wanted):
+        assert error(gradient, want) < 2 * TOLERANCE[dtype], f"gradient of argument {i}"
+
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+# (N, C, H, W), depth multiplier, kernel, stride, padding (top, bottom, left, right), dilation, activation, dtype
+DEPTHWISE = {
+    "plain": ((2, 5, 5, 6), 1, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), "identity", F32),
+    "dilated_relu": ((1, 20, 7, 5), 1, (3, 3), (1, 1), (2, 2, 3, 3), (2, 3), "relu", BF16),
+    "bias_beyond_the_input": ((1, 3, 3, 4), 1, (3, 2), (1, 1), (4, 2, 0, 3), (1, 2), "relu6", F16),
+    "stride_and_multiplier": ((1, 2, 6, 5), 2, (3, 2), (2, 1), (1, 0, 1, 1), (1, 2), "silu", F16),
+    "stride_divides_dilation": ((1, 3, 7, 6), 1, (2, 3), (2, 1), (2, 2, 2, 2), (2, 2), "gelu", F32),
+    "one_tap": ((1, 3, 4, 5), 1, (1, 1), (1, 2), (0, 0, 1, 1), (1, 1), "gelu_tanh", F32),
+    "dilation_beyond_the_input": ((1, 4, 3, 3), 1, (3, 3), (1, 1), (5, 5, 5, 5), (5, 5), "hardswish", F32),
+    "many_taps": ((1, 2, 5, 9), 1, (5, 11), (1, 1), (2, 2, 5, 5), (1, 1), "identity", F32),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", DEPTHWISE)
+def test_depthwise(case, channels_last):
+    (n, c, h, w), m, kernel, stride, padding, dilation, activation, dtype = DEPTHWISE[case]
+    inputs = (
+        tensor(n, c, h, w, dtype=dtype, channels_last=channels_last),
+        tensor(c * m, 1, *kernel, dtype=dtype),
+        tensor(c * m, dtype=dtype) if case != "plain" else None,
+    )
+    check("depthwise_conv2d", inputs, (stride, padding, dilation, activation), dtype)
+
+
+# (N, C, H, W), multiplier, O, kernel, stride, padding, dilation, (input, depthwise, pointwise) activation, residual, dtype
+SEPARABLE = {
+    "xception": ((2, 5, 4, 5), 1, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("relu", "identity", "relu"), False, F32),
+    "several_tiles": ((1, 20, 5, 9), 1, 18, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), ("identity", "relu", "identity"), False, BF16),
+    "recomputed": ((1, 4, 4, 3), 1, 3, (2, 2), (1, 1), (1, 0, 0, 1), (1, 1), ("silu", "hardswish", "silu"), True, F32),
+    "stride_and_multiplier": ((1, 5, 6, 4), 2, 7, (3, 2), (2, 1), (1, 0, 1, 1), (1, 2), ("identity", "gelu", "relu6"), True, F16),
+    "apart": ((2, 28, 3, 4), 1, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("identity", "relu", "relu"), False, F16),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", SEPARABLE)
+def test_separable(case, channels_last):
+    (n, c, h, w), m, o, kernel, stride, padding, dilation, activations, residual, dtype = SEPARABLE[case]
+    x = tensor(n, c, h, w, dtype=dtype, channels_last=channels_last)
+    weights = tensor(c * m, 1, *kernel, dtype=dtype, scale=0.5), tensor(o, c * m, dtype=dtype, scale=(c * m) ** -0.5)
+    biases = tensor(c * m, dtype=dtype), tensor(o, dtype=dtype)
+    geometry = (stride, padding, dilation, *activations)
+    size = reference.depthwise_separable_conv2d(x.float(), *(t.float() for t in weights), None, None, None, *geometry).shape
+    extra = tensor(*size, dtype=dtype, channels_last=channels_last) if residual else None
+    check("depthwise_separable_conv2d", (x, *weights, *biases, extra), geometry, dtype)
+
+
+# (N, C, H, W), kernel, stride, padding, dilation, ceil_mode, fragments, dtype
+POOLS = {
+    "plain": ((2, 5, 5, 6), (3, 3), (2, 2), (1, 1), (1, 1), False, False, F32),
+    "dilated_fragments": ((1, 5, 7, 8), (3, 3), (2, 3), (1, 1), (2, 2), False, True, BF16),
+    "ceil": ((1, 3, 7, 6), (2, 3), (3, 2), (1, 0), (1, 2), True, False, F16),
+    "ceil_fragments": ((1, 20, 6, 4), (2, 2), (3, 2), (0, 1), (1, 1), True, True, F32),
+    "large_window": ((1, 2, 17, 5), (17, 3), (1, 1), (0, 1), (1, 1), False, False, F32),
+}
+
+
+def pool_input(shape, dtype, channels_last, special):
+    """Halves, so that windows hold equal values; with `special` also NaN, minus infinity and signed zeros."""
+    x = (torch.randn(shape) * 3).round() / 2
+    if special:
+        x[0, 0] = -torch.inf
+        x[0, 1, 1:3, 1:3] = torch.nan
+        x[0, -1] = torch.where(torch.rand(shape[2:]) < 0.5, 0.0, -0.0)
+    return x.to(DEVICE, dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", POOLS)
+def test_max_pool(case, channels_last):
+    shape, *geometry, dtype = POOLS[case]
+    x = pool_input(shape, dtype, channels_last, special=True)
+    expected, expected_indices = reference.shift_stitch_max_pool2d_indices(x, *geometry, -2.0)
+    expected_argmax = reference.shift_stitch_max_pool2d_argmax(x, *geometry, -2.0)[1]
+    argmax_out, argmax = ops.shift_stitch_max_pool2d_argmax(x, *geometry, -2.0)
+    indices_out, indices = ops.shift_stitch_max_pool2d_indices(x, *geometry, -2.0)
+    for out in (argmax_out, indices_out):
+        torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(torch.signbit(out.nan_to_num()), torch.signbit(expected.nan_to_num()))
+    assert argmax.dtype == torch.uint8 and torch.equal(argmax, expected_argmax)
+    assert torch.equal(indices, expected_indices)
+
+    x = pool_input(shape, dtype, channels_last, special=False).requires_grad_()
+    out, argmax = ops.shift_stitch_max_pool2d_argmax(x, *geometry, 0.0)
+    grad = torch.randn(out.shape).to(DEVICE, dtype)
+    (gradient,) = torch.autograd.grad(out, x, grad)
+    exact = x.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(reference.shift_stitch_max_pool2d(exact, *geometry, 0.0), exact, grad.double())
+    assert error(gradient, wanted) < TOLERANCE[dtype]
+    recomputed = ops_backward("shift_stitch_max_pool2d_backward", grad, x.detach(), None, x.shape, *geometry)
+    assert torch.equal(recomputed, gradient)
+
+
+def ops_backward(name, *arguments):
+    return getattr(torch.ops.fastconv_triton, name)(*arguments)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", POOLS)
+def test_avg_pool(case, channels_last):
+    shape, *geometry, fragments, dtype = POOLS[case]
+    x = pool_input(shape, dtype, channels_last, special=False)
+    divisor = {"plain": (True, None), "large_window": (True, 7)}.get(case, (False, None))
+    check("shift_stitch_avg_pool2d", (x,), (*geometry, *divisor, fragments, 3.0), dtype)
+
+
+def test_max_pool_of_more_taps_than_a_byte_holds():
+    x = torch.randn(1, 2, 18, 17, device=DEVICE)
+    geometry = ((17, 16), (1, 1), (0, 0), (1, 1), False, False)
+    exact = x.double().requires_grad_()
+    expected = reference.shift_stitch_max_pool2d(exact, *geometry, 0.0)
+    leaf = x.requires_grad_()
+    out = ops.shift_stitch_max_pool2d(leaf, *geometry, 0.0)
+    assert torch.equal(out.double(), expected)
+    grad = torch.randn_like(out)
+    torch.testing.assert_close(torch.autograd.grad(out, leaf, grad)[0].double(), torch.autograd.grad(expected, exact, grad.double())[0])
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_shift_and_stitch(dtype, channels_last):
+    x = tensor(2, 5, 5, 7, dtype=dtype, channels_last=channels_last).requires_grad_()
+    stride = (2, 3)
+    fragments = ops.shift(x, stride, -1.0)
+    assert torch.equal(fragments, reference.shift(x, stride, -1.0))
+    dense = ops.stitch(fragments, stride, (5, 7))
+    assert torch.equal(dense, x)
+    grad = torch.randn(x.shape).to(DEVICE, dtype)
+    assert torch.equal(torch.autograd.grad(dense, x, grad)[0], grad)
+
+
+def test_backward_is_bitwise_repeatable():
+    x, weight = tensor(2, 9, 6, 7, dtype=F32, channels_last=True), tensor(9, 1, 3, 3, dtype=F32)
+    pointwise, grad = tensor(8, 9, dtype=F32), tensor(2, 8, 6, 7, dtype=F32)
+    arguments = (grad, x, weight, pointwise, None, None, None, None, (1, 1), (1, 1, 1, 1), (1, 1), "identity", "relu", "identity", [True] * 3 + [False] * 3)
+    first, second = (ops_backward("depthwise_separable_conv2d_backward", *arguments) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_empty_batch_and_empty_gradients():
+    x = torch.empty(0, 4, 5, 5, device=DEVICE, requires_grad=True)
+    weight, pointwise = (torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((4, 1, 3, 3), (6, 4)))
+    out = ops.depthwise_separable_conv2d(x, weight, pointwise, None, None, None, (1, 1), (1, 1, 1, 1), (1, 1), "identity", "relu", "relu")
+    assert out.shape == (0, 6, 5, 5)
+    out.sum().backward()
+    assert x.grad.shape == x.shape and not weight.grad.any() and not pointwise.grad.any()
+    assert ops.shift_stitch_max_pool2d(x, (2, 2), (2, 2), (0, 0), (1, 1), False, True, 0.0).shape == (0, 4, 2, 2)
+
+
+def test_chosen_by_name_through_the_documented_functions():
+    x, weight = tensor(1, 3, 4, 5, dtype=F32), tensor(3, 1, 3, 3, dtype=F32)
+    with fastconv.backends.use("triton"):
+        assert backends.explain_choice("depthwise_conv2d", DEVICE, F32).backend == "triton"
+        out = FF.depthwise_conv2d(x[0], weight, padding="same")
+        with pytest.raises(ValueError, match="weight must have a multiple of the input's 3 channels"):
+            FF.depthwise_conv2d(x, weight[:2])
+        with pytest.raises(RuntimeError, match="the kernels take float32, bfloat16 and float16"):
+            FF.depthwise_conv2d(x.double(), weight.double())
+    torch.testing.assert_close(out, torch.nn.functional.conv2d(x[0], weight, padding=1, groups=3))
+
+
+@pytest.mark.parametrize("name", ["depthwise_conv2d", "shift_stitch_max_pool2d_argmax", "stitch"])
+def test_registration(name):
+    """The fake, the schema and the derivative agree with the kernel."""
+    x = torch.randn(4, 2, 3, 3, device=DEVICE, requires_grad=True)
+    arguments = {
+        "depthwise_conv2d": (x, torch.randn(2, 1, 2, 2, device=DEVICE, requires_grad=True), None, [1, 1], [0, 0, 0, 0], [1, 1], "identity"),
+        "shift_stitch_max_pool2d_argmax": (x, [2, 2], [2, 2], [0, 0], [1, 1], False, True, 0.0),
+        "stitch": (x, [2, 2], [5, 6]),
+    }[name]
+    torch.library.opcheck(getattr(ops, name), arguments)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels and graphs need a device")
+def test_compiled_and_captured():
+    x, weight = tensor(2, 32, 17, 19, dtype=BF16, channels_last=True), tensor(32, 1, 3, 3, dtype=BF16)
+    pointwise = tensor(64, 32, dtype=BF16)
+
+    def layer(x):
+        with fastconv.backends.use("triton"):
+            return FF.depthwise_separable_conv2d(x, weight, pointwise, padding=1, pointwise_activation="relu")
+
+    expected = layer(x)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = layer(x)
+    graph.replay()
+    torch.testing.assert_close(captured, expected)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a map of more than 2^31 elements")
+def test_offsets_beyond_32_bits():
+    x = torch.zeros(1, 64, 8192, 4224, dtype=BF16, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    x[0, :, -1, -1] = 1
+    weight = torch.ones(64, 1, 1, 1, dtype=BF16, device=DEVICE)
+    assert ops.depthwise_conv2d(x, weight, None, (1, 1), (0, 0, 0, 0), (1, 1), "identity")[0, :, -1, -1].eq(1).all()
