@@ -46,7 +46,7 @@ def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int,
     bc = min(max(row.elements // bw, 1), power_of_two(channels))
     options = {"num_warps": row.warps, "maxnreg": row.maxnreg}
     if INTERPRETED:
-        return Tile(bw, bc, 4, row.hoist, options)
+        return Tile(bw, bc, 8, row.hoist, options)
     class_height = ceil_div(height, step_y)
     programs = images * min(step_y, height) * ceil_div(ceil_div(width, step_x) * step_x, bw) * ceil_div(channels, bc)
     for rows in STRIP_ROWS:
@@ -127,6 +127,25 @@ class Product:
     options: dict
 
 
+@dataclass(frozen=True)
+class FusedRow:
+    bh: int
+    bw: int
+    bk: int
+    bn: int
+    warps: int
+
+
+# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last. All compile to 128 registers without spills.
+_FUSED = {
+    2: (FusedRow(8, 16, 64, 64, 8), FusedRow(4, 16, 64, 128, 8), FusedRow(4, 16, 64, 256, 16)),
+    4: (FusedRow(4, 16, 32, 64, 8), FusedRow(4, 16, 32, 128, 8)),
+}
+# Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
+FUSED_CHANNELS = 256
+# ... except on maps of so few pixels (of the whole batch) that a launch is most of the time.
+SMALL_MAP = 2048
+
 # Scratch for the intermediate of a split launch: a part of the second-level cache, whatever the size of the maps.
 SCRATCH_BYTES = 32 << 20
 
@@ -143,11 +162,14 @@ def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: boo
     c = conv.out_channels
     if INTERPRETED:
         return Fused(2, 8, 16, 16, {"num_warps": 4}) if c <= 24 else None
-    if c > 256 or o > 512:
+    small = conv.n * conv.oh * conv.ow <= SMALL_MAP
+    if not small and (c > FUSED_CHANNELS or o > FUSED_CHANNELS):
         return None
-    bn = min(max(power_of_two(o), 16), 256)
-    warps = 8 if bn > 64 else 4
-    return Fused(4, 16, min(64, max(16, power_of_two(c))), bn, {"num_warps": warps, "maxnreg": 128})
+    for row in _FUSED[4 if x.dtype == torch.float32 else 2]:
+        if o <= row.bn:
+            break
+    bk = min(row.bk, max(16, power_of_two(c)))
+    return Fused(row.bh, row.bw, bk, row.bn, {"num_warps": row.warps, "maxnreg": 128})
 
 
 def product(m: torch.Tensor, images: int, pixels: int, c: int, o: int, is_channels_last: bool) -> Product:

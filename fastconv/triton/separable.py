@@ -150,12 +150,13 @@ def separable_fused(
     acc = tl.zeros((BM, BN), tl.float32)
     for chunk in tl.range(0, (C + BK - 1) // BK, num_stages=1):
         channels = chunk * BK + tl.arange(0, BK)
-        weight_mask = (channels < C)[:, None] & (out_channels < O)[None, :]
-        weight = tl.load(pointwise_ptr + out_channels[None, :] * C + channels[:, None], mask=weight_mask, other=0.0)
         m = depthwise_tile(
             x_image, depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels, H, W, sh, sw, dh, dw, pt, pl,
             C, M, KH, KW, ROWS, BW, BK, RING, CHANNELS_LAST, INPUT_ACTIVATION, DEPTHWISE_ACTIVATION, HAS_DEPTHWISE_BIAS, False,
         )  # fmt: skip
+        # After the depthwise part: its registers are the ones that run out.
+        weight_mask = (channels < C)[:, None] & (out_channels < O)[None, :]
+        weight = tl.load(pointwise_ptr + out_channels[None, :] * C + channels[:, None], mask=weight_mask, other=0.0)
         acc = matmul(m, weight, acc, PRECISION, UPCAST)
     pointwise_epilogue(
         acc, n, pixel_row, pixel_columns, pixel_mask, out_channels, pointwise_bias_ptr, residual_ptr, grad_ptr, out_ptr, OH, OW, O, CHANNELS_LAST,
