@@ -1,4 +1,5 @@
-"""The Triton kernels compiled ahead of time, for devices that are not here: no spills, shared memory within limits, wide loads, wgmma on Hopper.
+"""The Triton kernels compiled ahead of time, for devices that are not here: no spills, shared memory within limits, wide loads, wgmma on
+Hopper.
 
 The quick run takes a few layers a target; the rest, every row of the tile tables among them, is marked slow.
 """
@@ -122,7 +123,8 @@ QUICK = [
     ("gfx942", max_pool, BF16, True),
 ]
 LAYERS = (
-    depthwise_forward, depthwise_strided, depthwise_backward, separable_forward, separable_backward, max_pool, max_pool_backward, avg_pool, avg_pool_backward,
+    depthwise_forward, depthwise_strided, depthwise_backward, separable_forward, separable_backward, max_pool, max_pool_backward, avg_pool,
+    avg_pool_backward,
     shift,
 )  # fmt: skip
 FULL = [(f, layer, dtype, cl) for f in FAMILIES for layer in LAYERS for dtype in (BF16, F16, F32) for cl in (True, False)]

@@ -4,7 +4,8 @@
         depthwise_conv2d(torch.empty(..., device="meta"), ...)
     report = compile_launch(recorder.launches[0], recorder.family)
 
-The arguments are specialised as a launch on a device would: integers equal to 1 are constants, multiples of 16 and pointers are known to be such.
+The arguments are specialised as a launch on a device would: integers equal to 1 are constants, multiples of 16 and pointers are known to
+be such.
 """
 
 import re
@@ -21,7 +22,8 @@ from triton.compiler import ASTSource
 from .launch import Family, Launch
 
 _POINTERS = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64", torch.uint8: "*u8", torch.int32: "*i32",
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64", torch.uint8: "*u8",
+    torch.int32: "*i32",
     torch.int64: "*i64",
 }  # fmt: skip
 _ALIGNMENT = [["tt.divisibility", 16]]

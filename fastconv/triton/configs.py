@@ -1,10 +1,10 @@
 """Explicit tile tables, by device family. No autotuning at run time: it needs a driver even where there is none, and a table can be read.
 
-A `Tile` of a strip kernel holds `elements` = columns x channels; how they divide follows the map: as many columns as one residue class has, up
+A `Tile` of a strip kernel holds `elements` = columns x channels; how they divide follows the map: as many columns as one residue class
+has, up
 to the table's `columns`, the rest channels. Under the interpreter tiles are small, so that small maps still have several of everything.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -136,7 +136,8 @@ class FusedRow:
     warps: int
 
 
-# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last. All compile to 128 registers without spills.
+# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last. All compile to 128 registers
+# without spills.
 _FUSED = {
     2: (FusedRow(8, 16, 64, 64, 8), FusedRow(4, 16, 64, 128, 8), FusedRow(4, 16, 64, 256, 16)),
     4: (FusedRow(4, 16, 32, 64, 8), FusedRow(4, 16, 32, 128, 8)),
@@ -188,7 +189,8 @@ def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_la
 
 @dataclass(frozen=True)
 class PointwiseGradient:
-    """A tile of the pointwise weight gradient: bo output by bc input channels, bh x bw pixels at a time; `stored`: m comes from a depthwise pass."""
+    """A tile of the pointwise weight gradient: bo output by bc input channels, bh x bw pixels at a time; `stored`: m comes from a
+    depthwise pass."""
 
     bh: int
     bw: int

@@ -1,7 +1,9 @@
 """depthwise_conv2d forward.
 
-Two kernels. The *ring* marches down a strip of one residue class: it loads each input row once for every column shift, converts it once, and adds
-it into KH running sums that the loop carries; a sum leaves the ring as a finished output row. The *tap* kernel gathers the taps of each output row and
+Two kernels. The *ring* marches down a strip of one residue class: it loads each input row once for every column shift, converts it once,
+and adds
+it into KH running sums that the loop carries; a sum leaves the ring as a finished output row. The *tap* kernel gathers the taps of each
+output row and
 takes what the ring cannot: strides that do not divide the dilation, and kernels whose taps do not fit in registers.
 """
 
@@ -12,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .language import activate, activation_backward, image, inside, strides, strip_coordinates
+from .language import activate, activation_backward, block, channels_inside, image, inside, strides, strip_coordinates
 from .launch import Conv, Strips, ceil_div, channels_last, dense, empty_map, launch, vector, wide
 
 # Unrolled taps: the ring holds a weight for each in registers.
@@ -31,46 +33,50 @@ def load_taps(weight_ptr, channels, channel_mask, FIRST: tl.constexpr, COUNT: tl
 
 @triton.jit
 def depthwise_epilogue(
-    acc, row, columns, channels, bias_ptr, grad_image, out_image, OH, OW, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+    acc, row, columns, channels, bias_ptr, grad_image, out_image, OH, OW, C: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr, row_limit,
 ):  # fmt: skip
     """Stores activation(acc + bias), or, for the backward pass, grad * activation'(acc + bias)."""
     o_c, o_y, o_x = strides(C, OH, OW, CHANNELS_LAST)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + channels, mask=channels < C, other=0.0).to(tl.float32)[None, :]
-    offsets = row * o_y + columns[:, None] * o_x + channels[None, :] * o_c
+    offsets = columns[:, None] * o_x + channels[None, :] * o_c
     rows = row + tl.zeros_like(columns)
-    mask = ((rows >= row_limit) & (rows < OH) & (columns < OW))[:, None] & (channels < C)[None, :]
+    mask = ((rows >= row_limit) & (rows < OH) & (columns < OW))[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
     if GRADIENT:
-        grad = tl.load(grad_image + offsets, mask=mask, other=0.0).to(tl.float32)
+        grad = tl.load(grad_image + row * o_y + offsets, mask=mask, other=0.0).to(tl.float32)
         value = activation_backward(grad, acc, ACTIVATION)
     else:
         value = activate(acc, ACTIVATION)
-    tl.store(out_image + offsets, value.to(out_image.dtype.element_ty), mask=mask)
+    tl.store(out_image + row * o_y + offsets, value.to(out_image.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def depthwise_ring(
     x_ptr, weight_ptr, bias_ptr, grad_ptr, out_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, HOIST: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr,
+    BC: tl.constexpr, HOIST: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     # step_y * sh == dh: the input rows of a strip are dh apart, as are the rows of one window.
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+        POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
-    x_channels = image(x_ptr, n, C // M, H, W) + (channels // M)[None, :] * x_c
+    x_image = image(x_ptr, n, C // M, H, W)
     grad_image = image(grad_ptr, n, C, OH, OW)
     out_image = image(out_ptr, n, C, OH, OW)
     top = row * sh - pt
     left = columns * sw - pl
+    offsets = left[:, None] * x_x + (channels // M)[None, :] * x_c
 
     weights = ()
     if HOIST:
@@ -82,7 +88,7 @@ def depthwise_ring(
         for kx in tl.static_range(KW):
             column = left + kx * dw
             mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-            x = tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=0.0).to(tl.float32)
+            x = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
             line = line + (activate(x, INPUT_ACTIVATION),)
         shifted = ()
         for ky in tl.static_range(KH):
@@ -99,7 +105,8 @@ def depthwise_ring(
             shifted = shifted + (acc,)
         sums = shifted
         depthwise_epilogue(
-            sums[KH - 1], row + step_y * (i - (KH - 1)), columns, channels, bias_ptr, grad_image, out_image, OH, OW, C, CHANNELS_LAST, ACTIVATION,
+            sums[KH - 1], row + step_y * (i - (KH - 1)), columns, channels, bias_ptr, grad_image, out_image, OH, OW, C, CHANNELS_LAST,
+            ACTIVATION,
             HAS_BIAS, GRADIENT, row,
         )  # fmt: skip
 
@@ -111,8 +118,8 @@ def tap_sum(
 ):  # fmt: skip
     """The depthwise sums of a tile, float32 [BP, BC]: (y, x) are the input coordinates of tap (0, 0) of each pixel."""
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
-    channel_mask = channels < C
-    x_channels = x_image + (channels // M)[None, :] * x_c
+    channel_mask = channels_inside(channels, C, BC)
+    x_channels = (channels // M)[None, :] * x_c
     acc = tl.zeros((BP, BC), tl.float32)
     # Rows in a loop, columns unrolled: all taps unrolled spill, and pipelining the loads would take them past L1.
     for ky in tl.range(0, KH, num_stages=1):
@@ -121,7 +128,7 @@ def tap_sum(
         for kx in tl.static_range(KW):
             column = x + kx * dw
             mask = (row_mask & (column >= 0) & (column < W))[:, None] & channel_mask[None, :]
-            value = tl.load(x_channels + (row * x_y + column * x_x)[:, None], mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(x_image + ((row * x_y + column * x_x)[:, None] + x_channels), mask=mask, other=0.0).to(tl.float32)
             w = tl.load(weight_ptr + channels * (KH * KW) + (ky * KW + kx), mask=channel_mask, other=0.0).to(tl.float32)
             acc += activate(value, INPUT_ACTIVATION) * w[None, :]
     return acc
@@ -131,14 +138,16 @@ def tap_sum(
 def depthwise_tap(
     x_ptr, weight_ptr, bias_ptr, grad_ptr, out_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr,
+    BC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+        POLYPHASE,
         WIDE,
     )  # fmt: skip
     x_image = image(x_ptr, n, C // M, H, W)
@@ -146,11 +155,13 @@ def depthwise_tap(
         row = first + step_y * i
         y = row * sh - pt + tl.zeros_like(columns)
         acc = tap_sum(
-            x_image, weight_ptr, y, columns * sw - pl, inside(row, columns, OH, OW), channels, H, W, dh, dw, C, M, KH, KW, BW, BC, CHANNELS_LAST,
+            x_image, weight_ptr, y, columns * sw - pl, inside(row, columns, OH, OW), channels, H, W, dh, dw, C, M, KH, KW, BW, BC,
+            CHANNELS_LAST,
             INPUT_ACTIVATION,
         )  # fmt: skip
         depthwise_epilogue(
-            acc, row, columns, channels, bias_ptr, image(grad_ptr, n, C, OH, OW), image(out_ptr, n, C, OH, OW), OH, OW, C, CHANNELS_LAST, ACTIVATION,
+            acc, row, columns, channels, bias_ptr, image(grad_ptr, n, C, OH, OW), image(out_ptr, n, C, OH, OW), OH, OW, C, CHANNELS_LAST,
+            ACTIVATION,
             HAS_BIAS, GRADIENT, row,
         )  # fmt: skip
 
@@ -188,6 +199,4 @@ def run_depthwise(x, weight, bias, conv: Conv, is_channels_last: bool, input_act
 def depthwise_conv2d(input, weight, bias, stride, padding, dilation, activation):
     conv = Conv.of(input, weight, stride, padding, dilation)
     is_channels_last = channels_last(input)
-    return run_depthwise(
-        dense(input, is_channels_last), weight.contiguous(), vector(bias), conv, is_channels_last, "identity", activation
-    )
+    return run_depthwise(dense(input, is_channels_last), weight.contiguous(), vector(bias), conv, is_channels_last, "identity", activation)

@@ -1,8 +1,11 @@
 """depthwise_conv2d backward, and the depthwise half of the separable backward.
 
-At stride 1 one kernel gives both gradients. It owns pixels of x, not of the output: dx[p] = sum_t w[t] g[p - t] and dw[t] += x[p] g[p - t] read the
-same window of g, so x needs no halo and g is loaded once for both. It marches like the forward ring, with two rings: the KH sums of dx that are
-unfinished, and the KH rows of x that still meet rows of g. Weight gradients stay in registers over all strips of a program and leave as one partial
+At stride 1 one kernel gives both gradients. It owns pixels of x, not of the output: dx[p] = sum_t w[t] g[p - t] and dw[t] += x[p] g[p - t]
+read the
+same window of g, so x needs no halo and g is loaded once for both. It marches like the forward ring, with two rings: the KH sums of dx
+that are
+unfinished, and the KH rows of x that still meet rows of g. Weight gradients stay in registers over all strips of a program and leave as
+one partial
 a program; a second kernel adds the partials in order, so results do not change from run to run.
 
 Other strides, depth multipliers and large kernels take a gather for dx and a program per tap for dw.
@@ -14,7 +17,7 @@ import triton.language as tl
 
 from . import configs
 from .depthwise import load_taps, run_depthwise
-from .language import activate, activation_backward, image, inside, strides, strip_coordinates
+from .language import activate, activation_backward, block, channels_inside, image, inside, strides, strip_coordinates
 from .launch import Conv, Strips, ceil_div, channels_last, dense, empty_map, launch, nothing, power_of_two, vector, wide
 
 # Unrolled taps of the one-pass kernel: a weight and a weight gradient of each are held in registers.
@@ -25,33 +28,34 @@ FROM_OUTPUT = ("identity", "relu", "relu6")
 
 
 @triton.jit
-def load_gradient(grad_image, out_image, offsets, mask, ACTIVATION: tl.constexpr):
+def load_gradient(grad_image, out_image, base, offsets, mask, ACTIVATION: tl.constexpr):
     """Gradient before the activation, float32; the saved output tells where relu and relu6 let it through."""
-    grad = tl.load(grad_image + offsets, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_image + base + offsets, mask=mask, other=0.0).to(tl.float32)
     if ACTIVATION != "identity":
-        grad = activation_backward(grad, tl.load(out_image + offsets, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
+        grad = activation_backward(grad, tl.load(out_image + base + offsets, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
     return grad
 
 
 @triton.jit
-def store_input_gradient(grad, x_image, dx_image, offsets, mask, INPUT_ACTIVATION: tl.constexpr):
+def store_input_gradient(grad, x_image, dx_image, base, offsets, mask, INPUT_ACTIVATION: tl.constexpr):
     if INPUT_ACTIVATION != "identity":
-        grad = activation_backward(grad, tl.load(x_image + offsets, mask=mask, other=0.0).to(tl.float32), INPUT_ACTIVATION)
-    tl.store(dx_image + offsets, grad.to(dx_image.dtype.element_ty), mask=mask)
+        grad = activation_backward(grad, tl.load(x_image + base + offsets, mask=mask, other=0.0).to(tl.float32), INPUT_ACTIVATION)
+    tl.store(dx_image + base + offsets, grad.to(dx_image.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def depthwise_backward_ring(
     grad_ptr, out_ptr, x_ptr, weight_ptr, dx_ptr, partial_ptr, H, W, OH, OW, dh, dw, pt, pl, first_y, first_x, last_y, last_x,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, strip_count,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, STRIPS: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    STRIPS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, WANT_DX: tl.constexpr, WANT_DW: tl.constexpr,
     WANT_DB: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     slot = pid // channel_blocks
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     g_c, g_y, g_x = strides(C, OH, OW, CHANNELS_LAST)
     weights = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
@@ -62,10 +66,12 @@ def depthwise_backward_ring(
     for s in tl.range(0, STRIPS, num_stages=1):
         strip = slot * STRIPS + s
         n, row, columns = strip_coordinates(
-            strip, tl.arange(0, BW), last_y - first_y, last_x - first_x, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+            strip, tl.arange(0, BW), last_y - first_y, last_x - first_x, step_y, step_x, classes_y, class_width, row_strips, column_blocks,
+            ROWS,
             BW, POLYPHASE, WIDE,
         )  # fmt: skip
-        # The strips cover first .. last: every pixel of x, and every position whose centre tap is a pixel of g, so that db meets each g once.
+        # The strips cover first .. last: every pixel of x, and every position whose centre tap is a pixel of g, so that db meets each g
+        # once.
         row += first_y
         columns += first_x
         columns = tl.where(strip < strip_count, columns, last_x)
@@ -73,6 +79,7 @@ def depthwise_backward_ring(
         x_image, dx_image = image(x_ptr, n, C, H, W), image(dx_ptr, n, C, H, W)
         grad_image, out_image = image(grad_ptr, n, C, OH, OW), image(out_ptr, n, C, OH, OW)
         x_offsets = columns[:, None] * x_x + channels[None, :] * x_c
+        g_offsets = (columns + pl)[:, None] * g_x + channels[None, :] * g_c
 
         sums = (zero,) * KH
         xs = (zero,) * KH
@@ -84,7 +91,7 @@ def depthwise_backward_ring(
                 column = columns + pl - kx * dw
                 owned = (columns < last_x) & (column < OW)
                 mask = inside(y_g, tl.where(owned, column, -1), OH, OW)[:, None] & channel_mask[None, :]
-                line = line + (load_gradient(grad_image, out_image, y_g * g_y + column[:, None] * g_x + channels[None, :] * g_c, mask, ACTIVATION),)
+                line = line + (load_gradient(grad_image, out_image, y_g * g_y - kx * dw * g_x, g_offsets, mask, ACTIVATION),)
             if WANT_DX:
                 shifted = ()
                 for ky in tl.static_range(KH):
@@ -99,7 +106,7 @@ def depthwise_backward_ring(
                 y = row + (i - (KH - 1)) * dh
                 rows = y + tl.zeros_like(columns)
                 mask = (inside(y, columns, H, W) & (rows >= row) & (rows < last_y))[:, None] & channel_mask[None, :]
-                store_input_gradient(sums[0], x_image, dx_image, y * x_y + x_offsets, mask, INPUT_ACTIVATION)
+                store_input_gradient(sums[0], x_image, dx_image, y * x_y, x_offsets, mask, INPUT_ACTIVATION)
             if WANT_DW:
                 y = row + i * dh
                 rows = i + tl.zeros_like(columns)
@@ -129,14 +136,16 @@ def depthwise_backward_ring(
 def depthwise_input_gradient(
     grad_ptr, out_ptr, x_ptr, weight_ptr, dx_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr,
+    BC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
-    channel_mask = channels < C
+    channels = block(pid % channel_blocks, BC, WIDE)
+    channel_mask = channels_inside(channels, C, BC)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+        POLYPHASE,
         WIDE,
     )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
@@ -157,13 +166,13 @@ def depthwise_input_gradient(
                 mask = inside(y, tl.where(met, x, -1), OH, OW)[:, None] & channel_mask[None, :]
                 for m in tl.range(0, M, num_stages=1):
                     out_channels = channels * M + m
-                    offsets = y * g_y + x[:, None] * g_x + out_channels[None, :] * g_c
-                    g = load_gradient(grad_image, out_image, offsets, mask, ACTIVATION)
+                    offsets = x[:, None] * g_x + out_channels[None, :] * g_c
+                    g = load_gradient(grad_image, out_image, y * g_y, offsets, mask, ACTIVATION)
                     w = tl.load(weight_ptr + out_channels * (KH * KW) + (ky * KW + kx), mask=channel_mask, other=0.0)
                     acc += g * w.to(tl.float32)[None, :]
         mask = inside(row, columns, H, W)[:, None] & channel_mask[None, :]
-        offsets = row * x_y + columns[:, None] * x_x + channels[None, :] * x_c
-        store_input_gradient(acc, image(x_ptr, n, C, H, W), image(dx_ptr, n, C, H, W), offsets, mask, INPUT_ACTIVATION)
+        offsets = columns[:, None] * x_x + channels[None, :] * x_c
+        store_input_gradient(acc, image(x_ptr, n, C, H, W), image(dx_ptr, n, C, H, W), row * x_y, offsets, mask, INPUT_ACTIVATION)
 
 
 @triton.jit
@@ -175,11 +184,11 @@ def depthwise_weight_gradient(
     # One tap a program, and one "tap" more for the bias.
     TAPS: tl.constexpr = KH * KW
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     pid = pid // channel_blocks
     tap = pid % (TAPS + 1)
     slot = pid // (TAPS + 1)
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
     g_c, g_y, g_x = strides(C, OH, OW, CHANNELS_LAST)
     x_channels = (channels // M)[None, :] * x_c
@@ -187,24 +196,24 @@ def depthwise_weight_gradient(
     acc = tl.zeros((BW, BC), tl.float32)
     for s in tl.range(0, STRIPS, num_stages=1):
         task = slot * STRIPS + s
-        columns = (task % column_blocks) * BW + tl.arange(0, BW)
+        columns = block(task % column_blocks, BW, WIDE)
         line = task // column_blocks
         if WIDE:
-            columns = columns.to(tl.int64)
             line = line.to(tl.int64)
         row = line % OH
         n = line // OH
         columns = tl.where(task < tasks, columns, OW)
         n = tl.where(task < tasks, n, 0)
         mask = inside(row, columns, OH, OW)
-        offsets = row * g_y + columns[:, None] * g_x + channels[None, :] * g_c
+        offsets = columns[:, None] * g_x + channels[None, :] * g_c
         g = load_gradient(
-            image(grad_ptr, n, C, OH, OW), image(out_ptr, n, C, OH, OW), offsets, mask[:, None] & channel_mask[None, :], ACTIVATION
+            image(grad_ptr, n, C, OH, OW), image(out_ptr, n, C, OH, OW), row * g_y, offsets, mask[:, None] & channel_mask[None, :],
+            ACTIVATION
         )  # fmt: skip
         y = row * sh - pt + ky * dh
         x = columns * sw - pl + kx * dw
         met = inside(y, tl.where(mask, x, -1), H, W)[:, None] & channel_mask[None, :]
-        value = tl.load(image(x_ptr, n, C // M, H, W) + y * x_y + x[:, None] * x_x + x_channels, mask=met, other=0.0).to(tl.float32)
+        value = tl.load(image(x_ptr, n, C // M, H, W) + y * x_y + (x[:, None] * x_x + x_channels), mask=met, other=0.0).to(tl.float32)
         value = activate(value, INPUT_ACTIVATION)
         ones = tl.full((BW, BC), 1.0, tl.float32)
         acc += g * tl.where(tap + tl.zeros((BW, BC), tl.int32) < TAPS, value, ones)
@@ -214,12 +223,13 @@ def depthwise_weight_gradient(
 
 @triton.jit
 def add_partials(
-    partial_ptr, dw_ptr, db_ptr, slots, channel_blocks, C: tl.constexpr, TAPS: tl.constexpr, SLOT: tl.constexpr, SLOT_BLOCKS: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr,
+    partial_ptr, dw_ptr, db_ptr, slots, channel_blocks, C: tl.constexpr, TAPS: tl.constexpr, SLOT: tl.constexpr, SLOT_BLOCKS: tl.constexpr,
+    BS: tl.constexpr, BC: tl.constexpr,
     WANT_DW: tl.constexpr, WANT_DB: tl.constexpr,
 ):  # fmt: skip
     """Partials (slots, SLOT) into dw (C, TAPS) and db (C): a slot holds dw as (TAPS, C), then db, if there is one."""
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, False)
     tap = pid // channel_blocks
     acc = tl.zeros((BS, BC), tl.float32)
     for b in tl.range(0, SLOT_BLOCKS, num_stages=1):
@@ -244,8 +254,10 @@ def ordered_sum(partial: torch.Tensor, slots: int, dw: torch.Tensor | None, db: 
         channel_blocks * (taps + (db is not None)),
         partial.device,
         {
-            "partial_ptr": partial, "dw_ptr": dw, "db_ptr": db, "slots": slots, "channel_blocks": channel_blocks, "C": channels, "TAPS": taps,
-            "SLOT": partial.numel() // slots, "SLOT_BLOCKS": power_of_two(ceil_div(slots, bs)), "BS": bs, "BC": bc, "WANT_DW": dw is not None,
+            "partial_ptr": partial, "dw_ptr": dw, "db_ptr": db, "slots": slots, "channel_blocks": channel_blocks, "C": channels,
+            "TAPS": taps,
+            "SLOT": partial.numel() // slots, "SLOT_BLOCKS": power_of_two(ceil_div(slots, bs)), "BS": bs, "BC": bc,
+            "WANT_DW": dw is not None,
             "WANT_DB": db is not None,
         },
         num_warps=warps,
@@ -253,7 +265,17 @@ def ordered_sum(partial: torch.Tensor, slots: int, dw: torch.Tensor | None, db: 
 
 
 def run_depthwise_backward(
-    grad, out, x, weight, conv: Conv, is_channels_last: bool, input_activation: str, activation: str, want_dx: bool, want_dw: bool, want_db: bool
+    grad,
+    out,
+    x,
+    weight,
+    conv: Conv,
+    is_channels_last: bool,
+    input_activation: str,
+    activation: str,
+    want_dx: bool,
+    want_dw: bool,
+    want_db: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dx, dw, db) from `grad`, the gradient after `activation`, which is identity, or relu or relu6 with the saved `out`."""
     dx = empty_map(x, x.shape, is_channels_last) if want_dx else nothing(x)
@@ -321,7 +343,8 @@ def _input_gradient(common, x, weight, dx, conv: Conv, is_channels_last):
         strips.count * channel_blocks,
         x.device,
         {
-            **common, "weight_ptr": weight, "dx_ptr": dx, "sh": conv.sh, "sw": conv.sw, **strips.arguments, "channel_blocks": channel_blocks,
+            **common, "weight_ptr": weight, "dx_ptr": dx, "sh": conv.sh, "sw": conv.sw, **strips.arguments,
+            "channel_blocks": channel_blocks,
             "C": conv.c, "M": conv.m, "BC": tile.bc,
         },
         **tile.options,
@@ -340,7 +363,8 @@ def _weight_gradient(common, x, conv: Conv, is_channels_last):
         slots * (conv.taps + 1) * channel_blocks,
         x.device,
         {
-            **common, "partial_ptr": partial, "sh": conv.sh, "sw": conv.sw, "column_blocks": column_blocks, "channel_blocks": channel_blocks,
+            **common, "partial_ptr": partial, "sh": conv.sh, "sw": conv.sw, "column_blocks": column_blocks,
+            "channel_blocks": channel_blocks,
             "tasks": tasks, "C": conv.out_channels, "M": conv.m, "BW": tile.bw, "BC": tile.bc, "STRIPS": per_program,
         },
         **tile.options,

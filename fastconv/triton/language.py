@@ -4,6 +4,7 @@ Conventions of every kernel in this package:
   * A tile is [pixels, channels]; the strides decide which of the two is contiguous, so one source serves both memory formats.
   * Arithmetic is float32: 16-bit values are converted as they are loaded, before any comparison (the interpreter compares raw bits).
   * Loop bounds are constexpr: the interpreter of triton 3.6 refuses a range over a runtime argument.
+  * An address is a scalar row pointer plus an offset tile that does not change from row to row, so that the loop over rows only adds.
   * Offsets inside one image are 32-bit, or 64-bit with WIDE; the offset of the image itself is always 64-bit.
 """
 
@@ -88,6 +89,24 @@ def strides(C, H, W, CHANNELS_LAST: tl.constexpr):
 
 
 @triton.jit
+def block(index, SIZE: tl.constexpr, WIDE: tl.constexpr):
+    """Positions of block `index` of SIZE, 64-bit where offsets are."""
+    positions = index * SIZE + tl.arange(0, SIZE)
+    if WIDE:
+        positions = positions.to(tl.int64)
+    return positions
+
+
+@triton.jit
+def channels_inside(channels, C: tl.constexpr, BC: tl.constexpr):
+    """Mask of the channels below C, known to be true where whole blocks make up C: a predicate less an access."""
+    if C % BC == 0:
+        return tl.full((BC,), 1, tl.int1)
+    else:
+        return channels < C
+
+
+@triton.jit
 def image(ptr, n, C, H, W):
     """Where image n of a dense (N, C, H, W) map starts."""
     return ptr + n.to(tl.int64) * C * H * W
@@ -100,8 +119,10 @@ def strip_coordinates(
 ):  # fmt: skip
     """What strip `pid` of maps of H x W positions covers: (image, first row, the column of each lane).
 
-    Rows y, y + step_y, y + 2*step_y ... (ROWS of them) belong to one residue class, and columns are sorted by residue class modulo step_x when
-    POLYPHASE: so a strip has the halo and the reuse of dilation 1. Lanes count columns, 0 .. BW. A lane beyond the map gets column W, rows may pass H.
+    Rows y, y + step_y, y + 2*step_y ... (ROWS of them) belong to one residue class, and columns are sorted by residue class modulo step_x
+    when
+    POLYPHASE: so a strip has the halo and the reuse of dilation 1. Lanes count columns, 0 .. BW. A lane beyond the map gets column W, rows
+    may pass H.
     """
     column_block = pid % column_blocks
     pid = pid // column_blocks

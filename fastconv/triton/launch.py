@@ -95,7 +95,7 @@ def _cuda_family(index: int | None) -> Family:
     return _families[index]
 
 
-def launch(kernel, grid: int, device: torch.device, arguments: dict, num_warps: int, num_stages: int = 1, maxnreg: int | None = None) -> None:
+def launch(kernel, grid: int, device: torch.device, arguments: dict, num_warps: int, num_stages=1, maxnreg=None) -> None:
     """Starts `kernel` on a one-dimensional grid. Arguments go by name: every launcher reads like its kernel's signature."""
     family = family_of(device)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
@@ -145,7 +145,7 @@ def dot_precision(dtype: torch.dtype) -> str:
     """How float32 products run: TF32 only when torch's own convolutions may use it."""
     if dtype != torch.float32:
         return "tf32"  # not read for 16-bit operands
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Pool:
 
     @classmethod
     def of(cls, size, kernel_size, stride, padding, dilation, ceil_mode, fragments) -> "Pool":
-        dense_h, dense_w = (dense_size(*axis, ceil_mode) for axis in zip(size[2:], kernel_size, stride, padding, dilation))
+        dense_h, dense_w = (dense_size(*axis, ceil_mode) for axis in zip(size[2:], kernel_size, stride, padding, dilation, strict=True))
         return cls(*size, *kernel_size, *stride, *padding, *dilation, dense_h, dense_w, fragments)
 
     @property
@@ -227,7 +227,8 @@ class Pool:
 
 @dataclass(frozen=True)
 class Strips:
-    """How maps of (h, w) positions are cut: a strip is `rows` rows step_y apart and `bw` columns, taken in the order of their class modulo step_x."""
+    """How maps of (h, w) positions are cut: a strip is `rows` rows step_y apart and `bw` columns, taken in the order of their class modulo
+    step_x."""
 
     n: int
     h: int

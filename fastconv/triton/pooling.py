@@ -1,11 +1,15 @@
 """Pools at every offset, forward: max (with an argmax byte, with int64 indices, or neither) and average.
 
-Both march down a strip of one residue class modulo the dilation. Each input row is loaded once for every column shift and reduced over them; the result
-enters KH running windows that the loop carries, and a window that has met its KH rows leaves as an output row. So a window costs KH + KW steps instead
+Both march down a strip of one residue class modulo the dilation. Each input row is loaded once for every column shift and reduced over
+them; the result
+enters KH running windows that the loop carries, and a window that has met its KH rows leaves as an output row. So a window costs KH + KW
+steps instead
 of KH * KW, for any dilation. Windows too large to unroll take a gather.
 
-The maximum follows torch: the first of equal values wins, the last NaN wins over everything, and a window of -inf alone has its first position
-inside the input. A row is compared left to right and rows top to bottom, each with "greater, or NaN", which gives that order for the whole window.
+The maximum follows torch: the first of equal values wins, the last NaN wins over everything, and a window of -inf alone has its first
+position
+inside the input. A row is compared left to right and rows top to bottom, each with "greater, or NaN", which gives that order for the whole
+window.
 """
 
 import torch
@@ -13,7 +17,7 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .language import image, inside, strides, strip_coordinates
+from .language import block, channels_inside, image, inside, strides, strip_coordinates
 from .launch import Pool, Strips, ceil_div, channels_last, dense, empty_map, launch, wide
 
 # Unrolled taps, horizontally and vertically.
@@ -24,7 +28,7 @@ RING_SIDE = 16
 def fragment_offsets(
     n, y, x, channels, sh, sw, FH, FW, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, FRAGMENTS: tl.constexpr
 ):  # fmt: skip
-    """Where dense positions (y, x) of image n lie: (image offset, element offsets [BW, BC]).
+    """Where dense positions (y, x) of image n lie: (scalar offset, element offsets [BW, BC]).
 
     FH, FW are the size of the map, or with FRAGMENTS of one fragment; a row y below zero gives offsets that are masked by the caller.
     """
@@ -34,7 +38,7 @@ def fragment_offsets(
         base = n.to(tl.int64) * sh * sw * C * FH * FW
         return base, (of_fragment + (y // sh) * row + (x // sw) * column)[:, None] + channels[None, :] * c
     else:
-        return n.to(tl.int64) * C * FH * FW, y * row + x[:, None] * column + channels[None, :] * c
+        return n.to(tl.int64) * C * FH * FW + y * row, x[:, None] * column + channels[None, :] * c
 
 
 @triton.jit
@@ -64,18 +68,21 @@ def store_argmax(
 def max_pool_ring(
     x_ptr, out_ptr, index_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+        BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
+    x_image = image(x_ptr, n, C, H, W)
+    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
     left = columns - pw
     first_column = (first_tap(left, dw) + tl.zeros((BW,), tl.int32)).to(tl.int32)[:, None] + tl.zeros((BW, BC), tl.int32)
 
@@ -89,7 +96,7 @@ def max_pool_ring(
         for kx in tl.static_range(KW):
             column = left + kx * dw
             mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-            value = tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=-float("inf")).to(tl.float32)
+            value = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=-float("inf")).to(tl.float32)
             if kx == 0:
                 line = value
             else:
@@ -119,30 +126,33 @@ def max_pool_ring(
         taps = new_taps
 
         y = row + (i - (KH - 1)) * dh
-        base, offsets = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
+        base, at = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
         rows = y + tl.zeros_like(columns)
         mask = (inside(y, columns, DENSE_H, DENSE_W) & (rows >= row))[:, None] & channel_mask[None, :]
-        tl.store(out_ptr + base + offsets, bests[KH - 1].to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + base + at, bests[KH - 1].to(out_ptr.dtype.element_ty), mask=mask)
         if INDEX != "none":
-            store_argmax(index_ptr + base, offsets, mask, taps[KH - 1], y, columns, ph, pw, dh, dw, W, KW, INDEX)
+            store_argmax(index_ptr + base, at, mask, taps[KH - 1], y, columns, ph, pw, dh, dw, W, KW, INDEX)
 
 
 @triton.jit
 def max_pool_gather(
     x_ptr, out_ptr, index_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+        BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
+    x_image = image(x_ptr, n, C, H, W)
+    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
     left = columns - pw
     for i in tl.range(0, ROWS, num_stages=1):
         top = first + step_y * i - ph
@@ -153,16 +163,16 @@ def max_pool_gather(
             for kx in tl.range(0, KW, num_stages=1):
                 column = left + kx * dw
                 mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-                value = tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=-float("inf")).to(tl.float32)
+                value = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=-float("inf")).to(tl.float32)
                 wins = better(value, best)
                 best = tl.where(wins, value, best)
                 tap = tl.where(wins, ky * KW + kx, tap)
         y = top + ph
-        base, offsets = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
+        base, at = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
         mask = inside(y, columns, DENSE_H, DENSE_W)[:, None] & channel_mask[None, :]
-        tl.store(out_ptr + base + offsets, best.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + base + at, best.to(out_ptr.dtype.element_ty), mask=mask)
         if INDEX != "none":
-            store_argmax(index_ptr + base, offsets, mask, tap, y, columns, ph, pw, dh, dw, W, KW, INDEX)
+            store_argmax(index_ptr + base, at, mask, tap, y, columns, ph, pw, dh, dw, W, KW, INDEX)
 
 
 @triton.jit
@@ -193,18 +203,21 @@ def _taps_before(start, end, dilation, K: tl.constexpr):
 def avg_pool_ring(
     x_ptr, out_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+        BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
+    x_image = image(x_ptr, n, C, H, W)
+    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
     sums = (tl.zeros((BW, BC), tl.float32),) * KH
     for i in tl.range(0, ROWS + KH - 1, num_stages=1):
         y = row - ph + i * dh
@@ -212,7 +225,7 @@ def avg_pool_ring(
         for kx in tl.static_range(KW):
             column = columns - pw + kx * dw
             mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-            line += tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=0.0).to(tl.float32)
+            line += tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
         shifted = (line,)
         for ky in tl.static_range(1, KH):
             shifted = shifted + (sums[ky - 1] + line,)
@@ -220,28 +233,31 @@ def avg_pool_ring(
 
         y = row + (i - (KH - 1)) * dh
         share = window_share(y, columns, H, W, ph, pw, dh, dw, divisor, KH, KW, COUNT)
-        base, offsets = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
+        base, at = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
         rows = y + tl.zeros_like(columns)
         mask = (inside(y, columns, DENSE_H, DENSE_W) & (rows >= row))[:, None] & channel_mask[None, :]
-        tl.store(out_ptr + base + offsets, (sums[KH - 1] * share[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + base + at, (sums[KH - 1] * share[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def avg_pool_gather(
     x_ptr, out_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+        BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_channels = image(x_ptr, n, C, H, W) + channels[None, :] * x_c
+    x_image = image(x_ptr, n, C, H, W)
+    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
     for i in tl.range(0, ROWS, num_stages=1):
         row = first + step_y * i
         total = tl.zeros((BW, BC), tl.float32)
@@ -250,11 +266,11 @@ def avg_pool_gather(
             for kx in tl.range(0, KW, num_stages=1):
                 column = columns - pw + kx * dw
                 mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-                total += tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=0.0).to(tl.float32)
+                total += tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
         share = window_share(row, columns, H, W, ph, pw, dh, dw, divisor, KH, KW, COUNT)
-        base, offsets = fragment_offsets(n, row, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
+        base, at = fragment_offsets(n, row, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
         mask = inside(row, columns, DENSE_H, DENSE_W)[:, None] & channel_mask[None, :]
-        tl.store(out_ptr + base + offsets, (total * share[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + base + at, (total * share[:, None]).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def pool_arguments(pool: Pool, is_channels_last: bool) -> dict:

@@ -1,7 +1,9 @@
 """Pools at every offset, backward: the gradient of each input pixel is gathered from the windows that hold it.
 
-The kernels own input pixels, so that nothing is added from two places and no atomics are needed. They march like the forward ring: one row of windows is
-loaded once for every column shift and feeds the KH sums of input rows that are unfinished. A window of a max pool gives its gradient to the one tap that
+The kernels own input pixels, so that nothing is added from two places and no atomics are needed. They march like the forward ring: one row
+of windows is
+loaded once for every column shift and feeds the KH sums of input rows that are unfinished. A window of a max pool gives its gradient to
+the one tap that
 its argmax byte names; a window of an average pool gives its share to every tap.
 """
 
@@ -9,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .language import image, inside, strides, strip_coordinates
+from .language import block, channels_inside, image, inside, strides, strip_coordinates
 from .launch import Pool, channels_last, dense, empty_map
 from .pooling import average_count, fragment_offsets, launch_pool, run_max_pool, window_share
 
@@ -21,7 +23,7 @@ def load_windows(
 ):  # fmt: skip
     """(gradient, argmax) of the windows at (y, columns), zero outside the map. With COUNT the gradient is that of one tap of an average."""
     base, offsets = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
-    mask = inside(y, columns, DENSE_H, DENSE_W)[:, None] & (channels < C)[None, :]
+    mask = inside(y, columns, DENSE_H, DENSE_W)[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
     grad = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
     if COUNT == "none":
         return grad, tl.load(argmax_ptr + base + offsets, mask=mask, other=0).to(tl.int32)
@@ -33,13 +35,15 @@ def load_windows(
 def pool_backward_ring(
     grad_ptr, argmax_ptr, dx_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+        POLYPHASE,
         WIDE,
     )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
@@ -51,7 +55,8 @@ def pool_backward_ring(
         winners = ()
         for kx in tl.static_range(KW):
             grad, winner = load_windows(
-                grad_ptr, argmax_ptr, n, y, columns + pw - kx * dw, channels, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
+                grad_ptr, argmax_ptr, n, y, columns + pw - kx * dw, channels, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw,
+                divisor,
                 C, KH, KW, CHANNELS_LAST, FRAGMENTS, COUNT,
             )  # fmt: skip
             grads = grads + (grad,)
@@ -76,21 +81,23 @@ def pool_backward_ring(
 
         y = row + (i - (KH - 1)) * dh
         rows = y + tl.zeros_like(columns)
-        mask = (inside(y, columns, H, W) & (rows >= row))[:, None] & (channels < C)[None, :]
-        tl.store(dx_image + y * x_y + columns[:, None] * x_x + channels[None, :] * x_c, sums[0].to(dx_ptr.dtype.element_ty), mask=mask)
+        mask = (inside(y, columns, H, W) & (rows >= row))[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
+        tl.store(dx_image + y * x_y + (columns[:, None] * x_x + channels[None, :] * x_c), sums[0].to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def pool_backward_gather(
     grad_ptr, argmax_ptr, dx_ptr, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw, dh, dw, divisor,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+        POLYPHASE,
         WIDE,
     )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
@@ -101,14 +108,15 @@ def pool_backward_gather(
         for ky in tl.range(0, KH, num_stages=1):
             for kx in tl.range(0, KW, num_stages=1):
                 grad, winner = load_windows(
-                    grad_ptr, argmax_ptr, n, row + ph - ky * dh, columns + pw - kx * dw, channels, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw, ph, pw,
+                    grad_ptr, argmax_ptr, n, row + ph - ky * dh, columns + pw - kx * dw, channels, H, W, DENSE_H, DENSE_W, FH, FW, sh, sw,
+                    ph, pw,
                     dh, dw, divisor, C, KH, KW, CHANNELS_LAST, FRAGMENTS, COUNT,
                 )  # fmt: skip
                 if COUNT == "none":
                     grad = tl.where(winner == ky * KW + kx, grad, 0.0)
                 acc += grad
-        mask = inside(row, columns, H, W)[:, None] & (channels < C)[None, :]
-        tl.store(dx_image + row * x_y + columns[:, None] * x_x + channels[None, :] * x_c, acc.to(dx_ptr.dtype.element_ty), mask=mask)
+        mask = inside(row, columns, H, W)[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
+        tl.store(dx_image + row * x_y + (columns[:, None] * x_x + channels[None, :] * x_c), acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 def _run(grad, argmax, pool: Pool, is_channels_last: bool, count: dict) -> torch.Tensor:

@@ -1,12 +1,17 @@
 """depthwise_separable_conv2d forward.
 
-*Fused*: a program owns a tile of pixels and of output channels. Per chunk of input channels it computes the depthwise tile in registers, in float32, activates
-it, rounds it to the operands' dtype and multiplies it into the accumulator; the intermediate never leaves the chip. The tile is BH rows of BW
-columns of one residue class: at stride 1 each of its BH + KH - 1 input rows is loaded and converted once for each column shift and serves all the output rows
+*Fused*: a program owns a tile of pixels and of output channels. Per chunk of input channels it computes the depthwise tile in registers,
+in float32, activates
+it, rounds it to the operands' dtype and multiplies it into the accumulator; the intermediate never leaves the chip. The tile is BH rows of
+BW
+columns of one residue class: at stride 1 each of its BH + KH - 1 input rows is loaded and converted once for each column shift and serves
+all the output rows
 that want it (a ring unrolled over the tile); otherwise the taps of every pixel are gathered.
 
-*Split*: where the output channels do not fit in one tile, the fused kernel would repeat the depthwise part for each of their blocks. There the depthwise kernel
-writes the intermediate to a scratch buffer, a few images at a time so that it stays in the second-level cache, and a matrix product reads it back.
+*Split*: where the output channels do not fit in one tile, the fused kernel would repeat the depthwise part for each of their blocks. There
+the depthwise kernel
+writes the intermediate to a scratch buffer, a few images at a time so that it stays in the second-level cache, and a matrix product reads
+it back.
 """
 
 import math
@@ -17,7 +22,7 @@ import triton.language as tl
 
 from . import configs
 from .depthwise import load_taps, run_depthwise, tap_sum
-from .language import activate, activation_backward, image, matmul, strides, strip_coordinates
+from .language import activate, activation_backward, block, channels_inside, image, matmul, strides, strip_coordinates
 from .launch import INTERPRETED, Conv, Strips, ceil_div, channels_last, dense, dot_precision, empty_map, launch, vector, wide
 
 # Unrolled taps of the fused ring.
@@ -54,7 +59,8 @@ def finish_depthwise(acc, bias, ACTIVATION: tl.constexpr, DERIVATIVE: tl.constex
 @triton.jit
 def depthwise_tile(
     x_image, weight_ptr, bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels, H, W, sh, sw, dh, dw, pt, pl,
-    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, RING: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+    RING: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, DERIVATIVE: tl.constexpr,
 ):  # fmt: skip
     """The depthwise intermediate (or its activation's slope) of BH x BW pixels and BC channels, as [BH*BW, BC].
@@ -62,16 +68,16 @@ def depthwise_tile(
     `row` and `columns` [BW] are output coordinates, `pixel_row` and `pixel_columns` [BH*BW] the same for every pixel.
     """
     DTYPE: tl.constexpr = x_image.dtype.element_ty
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channels, mask=channel_mask, other=0.0).to(tl.float32)[None, :]
     else:
         bias = tl.zeros((1, BC), tl.float32)
     if RING:
         x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
-        x_channels = x_image + (channels // M)[None, :] * x_c
         taps = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
         left = columns * sw - pl
+        offsets = left[:, None] * x_x + (channels // M)[None, :] * x_c
         rows = (tl.zeros((BW, BC), tl.float32),) * BH
         for r in tl.static_range(BH + KH - 1):
             y = row * sh - pt + r * dh
@@ -80,7 +86,7 @@ def depthwise_tile(
                 column = left + kx * dw
                 ys = y + tl.zeros_like(column)
                 mask = ((ys >= 0) & (ys < H) & (column >= 0) & (column < W))[:, None] & channel_mask[None, :]
-                x = tl.load(x_channels + y * x_y + column[:, None] * x_x, mask=mask, other=0.0).to(tl.float32)
+                x = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
                 line = line + (activate(x, INPUT_ACTIVATION),)
             updated = ()
             for o in tl.static_range(BH):
@@ -96,7 +102,8 @@ def depthwise_tile(
         return stack_rows(rows, BH, BW, BC)
     else:
         acc = tap_sum(
-            x_image, weight_ptr, pixel_row * sh - pt, pixel_columns * sw - pl, pixel_mask, channels, H, W, dh, dw, C, M, KH, KW, BH * BW, BC,
+            x_image, weight_ptr, pixel_row * sh - pt, pixel_columns * sw - pl, pixel_mask, channels, H, W, dh, dw, C, M, KH, KW, BH * BW,
+            BC,
             CHANNELS_LAST, INPUT_ACTIVATION,
         )  # fmt: skip
         return finish_depthwise(acc, bias, ACTIVATION, DERIVATIVE, DTYPE)
@@ -110,7 +117,7 @@ def pointwise_epilogue(
     """Stores activation(acc + bias + residual), or with GRADIENT grad * activation'(...)."""
     o_c, o_y, o_x = strides(O, OH, OW, CHANNELS_LAST)
     offsets = (pixel_row * o_y + pixel_columns * o_x)[:, None] + channels[None, :] * o_c
-    mask = pixel_mask[:, None] & (channels < O)[None, :]
+    mask = pixel_mask[:, None] & channels_inside(channels, O, channels.shape[0])[None, :]
     if HAS_BIAS:
         acc += tl.load(bias_ptr + channels, mask=channels < O, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
@@ -135,13 +142,39 @@ def separable_fused(
 ):  # fmt: skip
     BM: tl.constexpr = ROWS * BW
     pid = tl.program_id(0)
-    out_channels = (pid % channel_blocks) * BN + tl.arange(0, BN)
+    out_channels = block(pid % channel_blocks, BN, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
+        pid // channel_blocks,
+        tl.arange(0, BW),
+        OH,
+        OW,
+        step_y,
+        step_x,
+        classes_y,
+        class_width,
+        row_strips,
+        column_blocks,
+        ROWS,
+        BW,
+        POLYPHASE,
+        WIDE,
     )
     pixel = tl.arange(0, BM)
     _, _, pixel_columns = strip_coordinates(
-        pid // channel_blocks, pixel % BW, OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
+        pid // channel_blocks,
+        pixel % BW,
+        OH,
+        OW,
+        step_y,
+        step_x,
+        classes_y,
+        class_width,
+        row_strips,
+        column_blocks,
+        ROWS,
+        BW,
+        POLYPHASE,
+        WIDE,
     )
     pixel_row = row + step_y * (pixel // BW)
     pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
@@ -149,17 +182,19 @@ def separable_fused(
 
     acc = tl.zeros((BM, BN), tl.float32)
     for chunk in tl.range(0, (C + BK - 1) // BK, num_stages=1):
-        channels = chunk * BK + tl.arange(0, BK)
+        channels = block(chunk, BK, WIDE)
         m = depthwise_tile(
-            x_image, depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels, H, W, sh, sw, dh, dw, pt, pl,
+            x_image, depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels, H, W, sh, sw, dh, dw,
+            pt, pl,
             C, M, KH, KW, ROWS, BW, BK, RING, CHANNELS_LAST, INPUT_ACTIVATION, DEPTHWISE_ACTIVATION, HAS_DEPTHWISE_BIAS, False,
         )  # fmt: skip
         # After the depthwise part: its registers are the ones that run out.
-        weight_mask = (channels < C)[:, None] & (out_channels < O)[None, :]
+        weight_mask = channels_inside(channels, C, BK)[:, None] & channels_inside(out_channels, O, BN)[None, :]
         weight = tl.load(pointwise_ptr + out_channels[None, :] * C + channels[:, None], mask=weight_mask, other=0.0)
         acc = matmul(m, weight, acc, PRECISION, UPCAST)
     pointwise_epilogue(
-        acc, n, pixel_row, pixel_columns, pixel_mask, out_channels, pointwise_bias_ptr, residual_ptr, grad_ptr, out_ptr, OH, OW, O, CHANNELS_LAST,
+        acc, n, pixel_row, pixel_columns, pixel_mask, out_channels, pointwise_bias_ptr, residual_ptr, grad_ptr, out_ptr, OH, OW, O,
+        CHANNELS_LAST,
         POINTWISE_ACTIVATION, HAS_POINTWISE_BIAS, HAS_RESIDUAL, GRADIENT,
     )  # fmt: skip
 
@@ -173,26 +208,24 @@ def pointwise_product(
 ):  # fmt: skip
     """Maps of P pixels in a row: out = activation(pointwise @ m + bias + residual)."""
     pid = tl.program_id(0)
-    out_channels = (pid % channel_blocks) * BN + tl.arange(0, BN)
+    out_channels = block(pid % channel_blocks, BN, WIDE)
     pid = pid // channel_blocks
-    pixels = (pid % pixel_blocks) * BM + tl.arange(0, BM)
-    if WIDE:
-        pixels = pixels.to(tl.int64)
-        out_channels = out_channels.to(tl.int64)
+    pixels = block(pid % pixel_blocks, BM, WIDE)
     n = pid // pixel_blocks
     m_image = image(m_ptr, n, C, 1, P)
     m_c, _, m_x = strides(C, 1, P, CHANNELS_LAST)
     pixel_mask = pixels < P
     acc = tl.zeros((BM, BN), tl.float32)
     for chunk in tl.range(0, (C + BK - 1) // BK, num_stages=STAGES):
-        channels = chunk * BK + tl.arange(0, BK)
-        channel_mask = channels < C
+        channels = block(chunk, BK, WIDE)
+        channel_mask = channels_inside(channels, C, BK)
         m = tl.load(m_image + pixels[:, None] * m_x + channels[None, :] * m_c, mask=pixel_mask[:, None] & channel_mask[None, :], other=0.0)
-        weight_mask = channel_mask[:, None] & (out_channels < O)[None, :]
+        weight_mask = channel_mask[:, None] & channels_inside(out_channels, O, BN)[None, :]
         weight = tl.load(pointwise_ptr + out_channels[None, :] * C + channels[:, None], mask=weight_mask, other=0.0)
         acc = matmul(m, weight, acc, PRECISION, UPCAST)
     pointwise_epilogue(
-        acc, n, tl.zeros_like(pixels), pixels, pixel_mask, out_channels, bias_ptr, residual_ptr, grad_ptr, out_ptr, 1, P, O, CHANNELS_LAST, ACTIVATION,
+        acc, n, tl.zeros_like(pixels), pixels, pixel_mask, out_channels, bias_ptr, residual_ptr, grad_ptr, out_ptr, 1, P, O, CHANNELS_LAST,
+        ACTIVATION,
         HAS_BIAS, HAS_RESIDUAL, GRADIENT,
     )  # fmt: skip
 
@@ -203,7 +236,9 @@ def fused_ring(conv: Conv) -> tuple[bool, int]:
     return conv.taps <= RING_TAPS and step_y * conv.sh == conv.dh, step_y
 
 
-def _fused(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last, activations, tile):
+def _fused(
+    x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last, activations, tile
+):  # fmt: skip
     ring, step_y = fused_ring(conv)
     step_x = conv.dw // math.gcd(conv.dw, conv.sw) if is_channels_last else 1
     o = out.shape[1]
@@ -216,10 +251,13 @@ def _fused(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias
         {
             "x_ptr": x, "depthwise_ptr": depthwise_weight, "pointwise_ptr": pointwise_weight, "depthwise_bias_ptr": depthwise_bias,
             "pointwise_bias_ptr": pointwise_bias, "residual_ptr": residual, "grad_ptr": grad, "out_ptr": out,
-            "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw, "pt": conv.pt,
+            "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw,
+            "pt": conv.pt,
             "pl": conv.pl, **strips.arguments, "channel_blocks": channel_blocks, "C": conv.out_channels, "O": o, "M": conv.m, "KH": conv.kh,
-            "KW": conv.kw, "BK": tile.bk, "BN": tile.bn, "RING": ring, "CHANNELS_LAST": is_channels_last, "INPUT_ACTIVATION": activations[0],
-            "DEPTHWISE_ACTIVATION": activations[1], "POINTWISE_ACTIVATION": activations[2], "HAS_DEPTHWISE_BIAS": depthwise_bias is not None,
+            "KW": conv.kw, "BK": tile.bk, "BN": tile.bn, "RING": ring, "CHANNELS_LAST": is_channels_last,
+            "INPUT_ACTIVATION": activations[0],
+            "DEPTHWISE_ACTIVATION": activations[1], "POINTWISE_ACTIVATION": activations[2],
+            "HAS_DEPTHWISE_BIAS": depthwise_bias is not None,
             "HAS_POINTWISE_BIAS": pointwise_bias is not None, "HAS_RESIDUAL": residual is not None, "GRADIENT": grad is not None,
             "PRECISION": dot_precision(x.dtype), "UPCAST": INTERPRETED,
             "WIDE": wide(conv.c * conv.h * conv.w, conv.out_channels * conv.oh * conv.ow, o * conv.oh * conv.ow),
@@ -253,7 +291,16 @@ def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last
 
 
 def run_separable(
-    x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, conv: Conv, is_channels_last: bool, activations, grad=None
+    x,
+    depthwise_weight,
+    pointwise_weight,
+    depthwise_bias,
+    pointwise_bias,
+    residual,
+    conv: Conv,
+    is_channels_last: bool,
+    activations,
+    grad=None,
 ) -> torch.Tensor:
     """The forward result, or with `grad` the gradient before the last activation; operands are dense in the format."""
     o = pointwise_weight.shape[0]
@@ -263,16 +310,19 @@ def run_separable(
     tile = configs.separable_forward(x, conv, o, is_channels_last, fused_ring(conv)[0])
     if tile is not None:
         _fused(
-            x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last, activations, tile
+            x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last,
+            activations, tile
         )  # fmt: skip
         return out
     for images in configs.image_runs(conv, x.element_size()):
         part = slice(*images)
         m = run_depthwise(
-            x[part], depthwise_weight, depthwise_bias, conv.with_images(images[1] - images[0]), is_channels_last, activations[0], activations[1]
+            x[part], depthwise_weight, depthwise_bias, conv.with_images(images[1] - images[0]), is_channels_last, activations[0],
+            activations[1]
         )  # fmt: skip
         run_product(
-            m, pointwise_weight, pointwise_bias, None if residual is None else residual[part], None if grad is None else grad[part], out[part],
+            m, pointwise_weight, pointwise_bias, None if residual is None else residual[part], None if grad is None else grad[part],
+            out[part],
             is_channels_last, activations[2],
         )  # fmt: skip
     return out
@@ -285,6 +335,7 @@ def depthwise_separable_conv2d(
     conv = Conv.of(input, depthwise_weight, stride, padding, dilation)
     is_channels_last = channels_last(input)
     return run_separable(
-        dense(input, is_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias), vector(pointwise_bias),
+        dense(input, is_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias),
+        vector(pointwise_bias),
         dense(residual, is_channels_last), conv, is_channels_last, (input_activation, depthwise_activation, pointwise_activation),
     )  # fmt: skip

@@ -15,8 +15,8 @@ import triton.language as tl
 from . import configs
 from .depthwise import run_depthwise
 from .depthwise_backward import FROM_OUTPUT, load_gradient, ordered_sum, run_depthwise_backward
-from .language import image, matmul, strides, strip_coordinates
-from .launch import INTERPRETED, Conv, Strips, ceil_div, channels_last, dense, dot_precision, empty_map, launch, nothing, power_of_two, vector, wide
+from .language import block, channels_inside, image, matmul, strides, strip_coordinates
+from .launch import INTERPRETED, Conv, Strips, ceil_div, channels_last, dense, dot_precision, empty_map, launch, nothing, vector, wide
 from .separable import depthwise_tile, fused_ring, run_separable
 
 
@@ -25,19 +25,46 @@ def gradient_of_intermediate(
     grad_ptr, out_ptr, x_ptr, depthwise_ptr, pointwise_ptr, depthwise_bias_ptr, dz1_ptr,
     H, W, OH, OW, sh, sw, dh, dw, pt, pl, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
     C: tl.constexpr, O: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, RING: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr, RING: tl.constexpr,
+    STAGES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, DEPTHWISE_ACTIVATION: tl.constexpr, POINTWISE_ACTIVATION: tl.constexpr,
     HAS_DEPTHWISE_BIAS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     BM: tl.constexpr = ROWS * BW
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BN + tl.arange(0, BN)
+    channels = block(pid % channel_blocks, BN, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
+        pid // channel_blocks,
+        tl.arange(0, BW),
+        OH,
+        OW,
+        step_y,
+        step_x,
+        classes_y,
+        class_width,
+        row_strips,
+        column_blocks,
+        ROWS,
+        BW,
+        POLYPHASE,
+        WIDE,
     )
     pixel = tl.arange(0, BM)
     _, _, pixel_columns = strip_coordinates(
-        pid // channel_blocks, pixel % BW, OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
+        pid // channel_blocks,
+        pixel % BW,
+        OH,
+        OW,
+        step_y,
+        step_x,
+        classes_y,
+        class_width,
+        row_strips,
+        column_blocks,
+        ROWS,
+        BW,
+        POLYPHASE,
+        WIDE,
     )
     pixel_row = row + step_y * (pixel // BW)
     pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
@@ -47,29 +74,33 @@ def gradient_of_intermediate(
 
     acc = tl.zeros((BM, BN), tl.float32)
     for chunk in tl.range(0, (O + BK - 1) // BK, num_stages=STAGES):
-        out_channels = chunk * BK + tl.arange(0, BK)
-        grad_mask = pixel_mask[:, None] & (out_channels < O)[None, :]
-        grad = load_gradient(grad_image, out_image, pixel_offsets + out_channels[None, :] * g_c, grad_mask, POINTWISE_ACTIVATION)
-        weight_mask = (out_channels < O)[:, None] & (channels < C)[None, :]
+        out_channels = block(chunk, BK, WIDE)
+        grad_mask = pixel_mask[:, None] & channels_inside(out_channels, O, BK)[None, :]
+        grad = load_gradient(grad_image, out_image, 0, pixel_offsets + out_channels[None, :] * g_c, grad_mask, POINTWISE_ACTIVATION)
+        weight_mask = channels_inside(out_channels, O, BK)[:, None] & channels_inside(channels, C, BN)[None, :]
         weight = tl.load(pointwise_ptr + out_channels[:, None] * C + channels[None, :], mask=weight_mask, other=0.0)
         acc = matmul(grad.to(weight.dtype), weight, acc, PRECISION, UPCAST)
     if DEPTHWISE_ACTIVATION != "identity":
         acc *= depthwise_tile(
-            image(x_ptr, n, C // M, H, W), depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels, H, W,
-            sh, sw, dh, dw, pt, pl, C, M, KH, KW, ROWS, BW, BN, RING, CHANNELS_LAST, INPUT_ACTIVATION, DEPTHWISE_ACTIVATION, HAS_DEPTHWISE_BIAS, True,
+            image(x_ptr, n, C // M, H, W), depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels,
+            H, W,
+            sh, sw, dh, dw, pt, pl, C, M, KH, KW, ROWS, BW, BN, RING, CHANNELS_LAST, INPUT_ACTIVATION, DEPTHWISE_ACTIVATION,
+            HAS_DEPTHWISE_BIAS, True,
         )  # fmt: skip
     z_c, z_y, z_x = strides(C, OH, OW, CHANNELS_LAST)
     offsets = (pixel_row * z_y + pixel_columns * z_x)[:, None] + channels[None, :] * z_c
-    mask = pixel_mask[:, None] & (channels < C)[None, :]
+    mask = pixel_mask[:, None] & channels_inside(channels, C, BN)[None, :]
     tl.store(image(dz1_ptr, n, C, OH, OW) + offsets, acc.to(dz1_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def pointwise_gradient(
     grad_ptr, out_ptr, x_ptr, depthwise_ptr, depthwise_bias_ptr, partial_ptr, bias_partial_ptr,
-    H, W, OH, OW, sh, sw, dh, dw, pt, pl, step_y, step_x, classes_y, class_width, row_strips, column_blocks, out_blocks, channel_blocks, strip_count,
+    H, W, OH, OW, sh, sw, dh, dw, pt, pl, step_y, step_x, classes_y, class_width, row_strips, column_blocks, out_blocks, channel_blocks,
+    strip_count,
     C: tl.constexpr, O: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, RING: tl.constexpr, STRIPS: tl.constexpr,
+    ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BO: tl.constexpr, BC: tl.constexpr, RING: tl.constexpr,
+    STRIPS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, DEPTHWISE_ACTIVATION: tl.constexpr, POINTWISE_ACTIVATION: tl.constexpr,
     HAS_DEPTHWISE_BIAS: tl.constexpr, WANT_WEIGHT: tl.constexpr, WANT_BIAS: tl.constexpr, STORED: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr, WIDE: tl.constexpr,
@@ -78,9 +109,9 @@ def pointwise_gradient(
     BM: tl.constexpr = ROWS * BW
     pid = tl.program_id(0)
     channel_block = pid % channel_blocks
-    channels = channel_block * BC + tl.arange(0, BC)
+    channels = block(channel_block, BC, WIDE)
     pid = pid // channel_blocks
-    out_channels = (pid % out_blocks) * BO + tl.arange(0, BO)
+    out_channels = block(pid % out_blocks, BO, WIDE)
     slot = pid // out_blocks
     g_c, g_y, g_x = strides(O, OH, OW, CHANNELS_LAST)
     pixel = tl.arange(0, BM)
@@ -100,18 +131,20 @@ def pointwise_gradient(
         pixel_row = row + step_y * (pixel // BW)
         pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
         offsets = (pixel_row * g_y + pixel_columns * g_x)[:, None] + out_channels[None, :] * g_c
-        mask = pixel_mask[:, None] & (out_channels < O)[None, :]
-        grad = load_gradient(image(grad_ptr, n, O, OH, OW), image(out_ptr, n, O, OH, OW), offsets, mask, POINTWISE_ACTIVATION)
+        mask = pixel_mask[:, None] & channels_inside(out_channels, O, BO)[None, :]
+        grad = load_gradient(image(grad_ptr, n, O, OH, OW), image(out_ptr, n, O, OH, OW), 0, offsets, mask, POINTWISE_ACTIVATION)
         if WANT_BIAS:
             bias += grad
         if WANT_WEIGHT:
             if STORED:
                 m_c, m_y, m_x = strides(C, OH, OW, CHANNELS_LAST)
                 m_offsets = (pixel_row * m_y + pixel_columns * m_x)[:, None] + channels[None, :] * m_c
-                m = tl.load(image(x_ptr, n, C, OH, OW) + m_offsets, mask=pixel_mask[:, None] & (channels < C)[None, :], other=0.0)
+                m_mask = pixel_mask[:, None] & channels_inside(channels, C, BC)[None, :]
+                m = tl.load(image(x_ptr, n, C, OH, OW) + m_offsets, mask=m_mask, other=0.0)
             else:
                 m = depthwise_tile(
-                    image(x_ptr, n, C // M, H, W), depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask, channels,
+                    image(x_ptr, n, C // M, H, W), depthwise_ptr, depthwise_bias_ptr, row, columns, pixel_row, pixel_columns, pixel_mask,
+                    channels,
                     H, W, sh, sw, dh, dw, pt, pl, C, M, KH, KW, ROWS, BW, BC, RING, CHANNELS_LAST, INPUT_ACTIVATION, DEPTHWISE_ACTIVATION,
                     HAS_DEPTHWISE_BIAS, False,
                 )  # fmt: skip
@@ -126,7 +159,8 @@ def pointwise_gradient(
 
 def _geometry(conv: Conv, o: int, is_channels_last: bool, activations) -> dict:
     return {
-        "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw, "pt": conv.pt, "pl": conv.pl,
+        "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw, "pt": conv.pt,
+        "pl": conv.pl,
         "C": conv.out_channels, "O": o, "M": conv.m, "KH": conv.kh, "KW": conv.kw, "CHANNELS_LAST": is_channels_last,
         "INPUT_ACTIVATION": activations[0], "DEPTHWISE_ACTIVATION": activations[1], "UPCAST": INTERPRETED,
         "WIDE": wide(conv.c * conv.h * conv.w, conv.out_channels * conv.oh * conv.ow, o * conv.oh * conv.ow),
@@ -151,8 +185,10 @@ def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, 
         strips.count * channel_blocks,
         x.device,
         {
-            **_geometry(conv, o, is_channels_last, activations), **strips.arguments, "grad_ptr": grad, "out_ptr": grad if out is None else out,
-            "x_ptr": x, "depthwise_ptr": depthwise_weight, "pointwise_ptr": pointwise_weight, "depthwise_bias_ptr": depthwise_bias, "dz1_ptr": dz1,
+            **_geometry(conv, o, is_channels_last, activations), **strips.arguments, "grad_ptr": grad,
+            "out_ptr": grad if out is None else out,
+            "x_ptr": x, "depthwise_ptr": depthwise_weight, "pointwise_ptr": pointwise_weight, "depthwise_bias_ptr": depthwise_bias,
+            "dz1_ptr": dz1,
             "channel_blocks": channel_blocks, "BK": tile.bk, "BN": tile.bn, "RING": ring, "STAGES": tile.options.get("num_stages", 1),
             "POINTWISE_ACTIVATION": activations[2], "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "PRECISION": dot_precision(x.dtype),
         },
@@ -161,7 +197,9 @@ def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, 
     return dz1
 
 
-def _pointwise_gradient(grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, want_weight, want_bias):
+def _pointwise_gradient(
+    grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, want_weight, want_bias
+):  # fmt: skip
     o, c = pointwise_weight.shape[0], conv.out_channels
     weight_gradient = torch.empty_like(pointwise_weight) if want_weight else nothing(x)
     bias_gradient = x.new_empty(o) if want_bias else nothing(x)
@@ -182,7 +220,8 @@ def _pointwise_gradient(grad, out, x, depthwise_weight, pointwise_weight, depthw
         slots * out_blocks * channel_blocks,
         x.device,
         {
-            **_geometry(conv, o, is_channels_last, activations), **strips.arguments, "grad_ptr": grad, "out_ptr": grad if out is None else out,
+            **_geometry(conv, o, is_channels_last, activations), **strips.arguments, "grad_ptr": grad,
+            "out_ptr": grad if out is None else out,
             "x_ptr": x, "depthwise_ptr": depthwise_weight, "depthwise_bias_ptr": depthwise_bias, "partial_ptr": partial,
             "bias_partial_ptr": bias_partial, "out_blocks": out_blocks, "channel_blocks": channel_blocks, "strip_count": strips.count,
             "BO": tile.bo, "BC": tile.bc, "RING": ring, "STRIPS": per_program, "POINTWISE_ACTIVATION": activations[2],
@@ -210,17 +249,13 @@ def depthwise_separable_conv2d_backward(
     depthwise_bias = vector(depthwise_bias)
     activations = (input_activation, depthwise_activation, pointwise_activation)
     if grad.numel() == 0:
-        return tuple(
-            t.new_zeros(t.shape).contiguous(memory_format=f) if wanted else nothing(x)
-            for t, wanted, f in zip(
-                (x, depthwise_weight, pointwise_weight, depthwise_weight[:, 0, 0, 0], pointwise_weight[:, 0].flatten(), grad), output_mask,
-                (torch.preserve_format,) * 6,
-            )
-        )  # fmt: skip
+        shapes = (x, depthwise_weight, pointwise_weight, depthwise_weight[:, 0, 0, 0], pointwise_weight[:, 0].flatten(), grad)
+        return tuple(torch.zeros_like(like) if wanted else nothing(x) for like, wanted in zip(shapes, output_mask, strict=True))
 
     if pointwise_activation not in FROM_OUTPUT or (pointwise_activation != "identity" and out is None):
         grad = run_separable(
-            x, depthwise_weight, pointwise_weight, depthwise_bias, vector(pointwise_bias), dense(residual, is_channels_last), conv, is_channels_last,
+            x, depthwise_weight, pointwise_weight, depthwise_bias, vector(pointwise_bias), dense(residual, is_channels_last), conv,
+            is_channels_last,
             activations, grad,
         )  # fmt: skip
         residual_gradient = grad
@@ -232,14 +267,27 @@ def depthwise_separable_conv2d_backward(
 
     dx, depthwise_gradient, depthwise_bias_gradient = (nothing(x),) * 3
     if want_dx or want_depthwise or want_depthwise_bias:
-        dz1 = _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations)
+        dz1 = _gradient_of_intermediate(
+            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations
+        )  # fmt: skip
         dx, depthwise_gradient, depthwise_bias_gradient = run_depthwise_backward(
-            dz1, None, x, depthwise_weight, conv, is_channels_last, input_activation, "identity", want_dx, want_depthwise, want_depthwise_bias
+            dz1,
+            None,
+            x,
+            depthwise_weight,
+            conv,
+            is_channels_last,
+            input_activation,
+            "identity",
+            want_dx,
+            want_depthwise,
+            want_depthwise_bias,
         )
     pointwise_gradients = (nothing(x),) * 2
     if want_pointwise or want_pointwise_bias:
         pointwise_gradients = _pointwise_gradient(
-            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, want_pointwise, want_pointwise_bias
+            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, want_pointwise,
+            want_pointwise_bias
         )  # fmt: skip
     return dx, depthwise_gradient, pointwise_gradients[0], depthwise_bias_gradient, pointwise_gradients[1], residual_gradient
 

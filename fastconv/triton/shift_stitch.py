@@ -5,23 +5,25 @@ import triton.language as tl
 
 from .._meta import fragment_shape
 from . import configs
-from .language import image, inside, strides, strip_coordinates
+from .language import block, channels_inside, image, inside, strides, strip_coordinates
 from .launch import Strips, ceil_div, channels_last, dense, empty_map, launch, wide
 
 
 @triton.jit
 def permute(
     dense_ptr, fragments_ptr, fill, H, W, U, V, sh, sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
-    C: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr, SHIFT: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    SHIFT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # A strip is a piece of one fragment, so its class is the fragment's offset; strips cover whole fragments, tails included.
     pid = tl.program_id(0)
-    channels = (pid % channel_blocks) * BC + tl.arange(0, BC)
+    channels = block(pid % channel_blocks, BC, WIDE)
     n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), U * sh, V * sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE,
+        pid // channel_blocks, tl.arange(0, BW), U * sh, V * sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
+        BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels < C
+    channel_mask = channels_inside(channels, C, BC)
     d_c, d_y, d_x = strides(C, H, W, CHANNELS_LAST)
     f_c, f_y, f_x = strides(C, U, V, CHANNELS_LAST)
     dense_image = image(dense_ptr, n, C, H, W)
@@ -58,7 +60,8 @@ def _run(dense_map, fragments, fill: float, stride, is_channels_last: bool, is_s
         dense_map.device,
         {
             "dense_ptr": dense_map, "fragments_ptr": fragments, "fill": fill, "H": h, "W": w, "U": u, "V": v, "sh": sh, "sw": sw,
-            **strips.arguments, "channel_blocks": channel_blocks, "C": c, "BC": tile.bc, "CHANNELS_LAST": is_channels_last, "SHIFT": is_shift,
+            **strips.arguments, "channel_blocks": channel_blocks, "C": c, "BC": tile.bc, "CHANNELS_LAST": is_channels_last,
+            "SHIFT": is_shift,
             "WIDE": wide(c * h * w, c * u * v),
         },
         **tile.options,
