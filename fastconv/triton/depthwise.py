@@ -43,7 +43,7 @@ def depthwise_epilogue(
         acc += tl.load(bias_ptr + channels, mask=channels < C, other=0.0).to(tl.float32)[None, :]
     offsets = columns[:, None] * o_x + channels[None, :] * o_c
     rows = row + tl.zeros_like(columns)
-    mask = ((rows >= row_limit) & (rows < OH) & (columns < OW))[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
+    mask = ((rows >= row_limit) & (rows < OH) & (columns < OW))[:, None] & channels_inside(channels, C)[None, :]
     if GRADIENT:
         grad = tl.load(grad_image + row * o_y + offsets, mask=mask, other=0.0).to(tl.float32)
         value = activation_backward(grad, acc, ACTIVATION)
@@ -69,7 +69,7 @@ def depthwise_ring(
         POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
     x_image = image(x_ptr, n, C // M, H, W)
     grad_image = image(grad_ptr, n, C, OH, OW)
@@ -118,7 +118,7 @@ def tap_sum(
 ):  # fmt: skip
     """The depthwise sums of a tile, float32 [BP, BC]: (y, x) are the input coordinates of tap (0, 0) of each pixel."""
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_channels = (channels // M)[None, :] * x_c
     acc = tl.zeros((BP, BC), tl.float32)
     # Rows in a loop, columns unrolled: all taps unrolled spill, and pipelining the loads would take them past L1.

@@ -55,7 +55,7 @@ def depthwise_backward_ring(
     pid = tl.program_id(0)
     channels = block(pid % channel_blocks, BC, WIDE)
     slot = pid // channel_blocks
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     g_c, g_y, g_x = strides(C, OH, OW, CHANNELS_LAST)
     weights = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
@@ -142,7 +142,7 @@ def depthwise_input_gradient(
 ):  # fmt: skip
     pid = tl.program_id(0)
     channels = block(pid % channel_blocks, BC, WIDE)
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     n, first, columns = strip_coordinates(
         pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
         POLYPHASE,
@@ -188,7 +188,7 @@ def depthwise_weight_gradient(
     pid = pid // channel_blocks
     tap = pid % (TAPS + 1)
     slot = pid // (TAPS + 1)
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
     g_c, g_y, g_x = strides(C, OH, OW, CHANNELS_LAST)
     x_channels = (channels // M)[None, :] * x_c

@@ -98,10 +98,10 @@ def block(index, SIZE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def channels_inside(channels, C: tl.constexpr, BC: tl.constexpr):
+def channels_inside(channels, C: tl.constexpr):
     """Mask of the channels below C, known to be true where whole blocks make up C: a predicate less an access."""
-    if C % BC == 0:
-        return tl.full((BC,), 1, tl.int1)
+    if tl.constexpr(C) % channels.shape[0] == 0:
+        return tl.full((channels.shape[0],), 1, tl.int1)
     else:
         return channels < C
 

@@ -79,7 +79,7 @@ def max_pool_ring(
         BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_image = image(x_ptr, n, C, H, W)
     offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
@@ -149,7 +149,7 @@ def max_pool_gather(
         BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_image = image(x_ptr, n, C, H, W)
     offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
@@ -214,7 +214,7 @@ def avg_pool_ring(
         BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_image = image(x_ptr, n, C, H, W)
     offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
@@ -254,7 +254,7 @@ def avg_pool_gather(
         BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     x_image = image(x_ptr, n, C, H, W)
     offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c

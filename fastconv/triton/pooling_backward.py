@@ -23,7 +23,7 @@ def load_windows(
 ):  # fmt: skip
     """(gradient, argmax) of the windows at (y, columns), zero outside the map. With COUNT the gradient is that of one tap of an average."""
     base, offsets = fragment_offsets(n, y, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
-    mask = inside(y, columns, DENSE_H, DENSE_W)[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
+    mask = inside(y, columns, DENSE_H, DENSE_W)[:, None] & channels_inside(channels, C)[None, :]
     grad = tl.load(grad_ptr + base + offsets, mask=mask, other=0.0).to(tl.float32)
     if COUNT == "none":
         return grad, tl.load(argmax_ptr + base + offsets, mask=mask, other=0).to(tl.int32)
@@ -81,7 +81,7 @@ def pool_backward_ring(
 
         y = row + (i - (KH - 1)) * dh
         rows = y + tl.zeros_like(columns)
-        mask = (inside(y, columns, H, W) & (rows >= row))[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
+        mask = (inside(y, columns, H, W) & (rows >= row))[:, None] & channels_inside(channels, C)[None, :]
         tl.store(dx_image + y * x_y + (columns[:, None] * x_x + channels[None, :] * x_c), sums[0].to(dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -115,7 +115,7 @@ def pool_backward_gather(
                 if COUNT == "none":
                     grad = tl.where(winner == ky * KW + kx, grad, 0.0)
                 acc += grad
-        mask = inside(row, columns, H, W)[:, None] & channels_inside(channels, C, channels.shape[0])[None, :]
+        mask = inside(row, columns, H, W)[:, None] & channels_inside(channels, C)[None, :]
         tl.store(dx_image + row * x_y + (columns[:, None] * x_x + channels[None, :] * x_c), acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

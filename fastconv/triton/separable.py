@@ -68,7 +68,7 @@ def depthwise_tile(
     `row` and `columns` [BW] are output coordinates, `pixel_row` and `pixel_columns` [BH*BW] the same for every pixel.
     """
     DTYPE: tl.constexpr = x_image.dtype.element_ty
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + channels, mask=channel_mask, other=0.0).to(tl.float32)[None, :]
     else:
@@ -117,7 +117,7 @@ def pointwise_epilogue(
     """Stores activation(acc + bias + residual), or with GRADIENT grad * activation'(...)."""
     o_c, o_y, o_x = strides(O, OH, OW, CHANNELS_LAST)
     offsets = (pixel_row * o_y + pixel_columns * o_x)[:, None] + channels[None, :] * o_c
-    mask = pixel_mask[:, None] & channels_inside(channels, O, channels.shape[0])[None, :]
+    mask = pixel_mask[:, None] & channels_inside(channels, O)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias_ptr + channels, mask=channels < O, other=0.0).to(tl.float32)[None, :]
     if HAS_RESIDUAL:
@@ -189,7 +189,7 @@ def separable_fused(
             C, M, KH, KW, ROWS, BW, BK, RING, CHANNELS_LAST, INPUT_ACTIVATION, DEPTHWISE_ACTIVATION, HAS_DEPTHWISE_BIAS, False,
         )  # fmt: skip
         # After the depthwise part: its registers are the ones that run out.
-        weight_mask = channels_inside(channels, C, BK)[:, None] & channels_inside(out_channels, O, BN)[None, :]
+        weight_mask = channels_inside(channels, C)[:, None] & channels_inside(out_channels, O)[None, :]
         weight = tl.load(pointwise_ptr + out_channels[None, :] * C + channels[:, None], mask=weight_mask, other=0.0)
         acc = matmul(m, weight, acc, PRECISION, UPCAST)
     pointwise_epilogue(
@@ -218,9 +218,9 @@ def pointwise_product(
     acc = tl.zeros((BM, BN), tl.float32)
     for chunk in tl.range(0, (C + BK - 1) // BK, num_stages=STAGES):
         channels = block(chunk, BK, WIDE)
-        channel_mask = channels_inside(channels, C, BK)
+        channel_mask = channels_inside(channels, C)
         m = tl.load(m_image + pixels[:, None] * m_x + channels[None, :] * m_c, mask=pixel_mask[:, None] & channel_mask[None, :], other=0.0)
-        weight_mask = channel_mask[:, None] & channels_inside(out_channels, O, BN)[None, :]
+        weight_mask = channel_mask[:, None] & channels_inside(out_channels, O)[None, :]
         weight = tl.load(pointwise_ptr + out_channels[None, :] * C + channels[:, None], mask=weight_mask, other=0.0)
         acc = matmul(m, weight, acc, PRECISION, UPCAST)
     pointwise_epilogue(

@@ -75,9 +75,9 @@ def gradient_of_intermediate(
     acc = tl.zeros((BM, BN), tl.float32)
     for chunk in tl.range(0, (O + BK - 1) // BK, num_stages=STAGES):
         out_channels = block(chunk, BK, WIDE)
-        grad_mask = pixel_mask[:, None] & channels_inside(out_channels, O, BK)[None, :]
+        grad_mask = pixel_mask[:, None] & channels_inside(out_channels, O)[None, :]
         grad = load_gradient(grad_image, out_image, 0, pixel_offsets + out_channels[None, :] * g_c, grad_mask, POINTWISE_ACTIVATION)
-        weight_mask = channels_inside(out_channels, O, BK)[:, None] & channels_inside(channels, C, BN)[None, :]
+        weight_mask = channels_inside(out_channels, O)[:, None] & channels_inside(channels, C)[None, :]
         weight = tl.load(pointwise_ptr + out_channels[:, None] * C + channels[None, :], mask=weight_mask, other=0.0)
         acc = matmul(grad.to(weight.dtype), weight, acc, PRECISION, UPCAST)
     if DEPTHWISE_ACTIVATION != "identity":
@@ -89,7 +89,7 @@ def gradient_of_intermediate(
         )  # fmt: skip
     z_c, z_y, z_x = strides(C, OH, OW, CHANNELS_LAST)
     offsets = (pixel_row * z_y + pixel_columns * z_x)[:, None] + channels[None, :] * z_c
-    mask = pixel_mask[:, None] & channels_inside(channels, C, BN)[None, :]
+    mask = pixel_mask[:, None] & channels_inside(channels, C)[None, :]
     tl.store(image(dz1_ptr, n, C, OH, OW) + offsets, acc.to(dz1_ptr.dtype.element_ty), mask=mask)
 
 
@@ -131,7 +131,7 @@ def pointwise_gradient(
         pixel_row = row + step_y * (pixel // BW)
         pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
         offsets = (pixel_row * g_y + pixel_columns * g_x)[:, None] + out_channels[None, :] * g_c
-        mask = pixel_mask[:, None] & channels_inside(out_channels, O, BO)[None, :]
+        mask = pixel_mask[:, None] & channels_inside(out_channels, O)[None, :]
         grad = load_gradient(image(grad_ptr, n, O, OH, OW), image(out_ptr, n, O, OH, OW), 0, offsets, mask, POINTWISE_ACTIVATION)
         if WANT_BIAS:
             bias += grad
@@ -139,7 +139,7 @@ def pointwise_gradient(
             if STORED:
                 m_c, m_y, m_x = strides(C, OH, OW, CHANNELS_LAST)
                 m_offsets = (pixel_row * m_y + pixel_columns * m_x)[:, None] + channels[None, :] * m_c
-                m_mask = pixel_mask[:, None] & channels_inside(channels, C, BC)[None, :]
+                m_mask = pixel_mask[:, None] & channels_inside(channels, C)[None, :]
                 m = tl.load(image(x_ptr, n, C, OH, OW) + m_offsets, mask=m_mask, other=0.0)
             else:
                 m = depthwise_tile(

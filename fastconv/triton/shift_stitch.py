@@ -23,7 +23,7 @@ def permute(
         BW, POLYPHASE,
         WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C, BC)
+    channel_mask = channels_inside(channels, C)
     d_c, d_y, d_x = strides(C, H, W, CHANNELS_LAST)
     f_c, f_y, f_x = strides(C, U, V, CHANNELS_LAST)
     dense_image = image(dense_ptr, n, C, H, W)
