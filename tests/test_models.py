@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 
 import pytest
 import torch
@@ -149,6 +150,23 @@ def test_folded_weights_follow_the_parameters():
     twin.load_state_dict(network(seed=9, width=0.35).state_dict())
     assert relative_error(fused(images), plain(images)) <= 1e-5
     assert relative_error(twin(images), network(seed=9, width=0.35)(images)) <= 1e-5
+
+
+@torch.no_grad()
+def test_compiles_without_a_graph_break_exports_and_pickles():
+    layers = network(width=0.35, backend="fastconv").features[3:4]
+    assert layers[0].residual
+    images = torch.randn(1, 8, 16, 16)
+    expected = layers(images)
+    assert torch.equal(torch.compile(layers, fullgraph=True, backend="aot_eager")(images), expected)
+    exported = torch.export.export(layers, (images,))
+    # The fused pair holds the same parameters under no second name.
+    assert set(exported.state_dict) == set(layers.state_dict())
+    assert torch.equal(exported.module()(images), expected)
+    buffer = io.BytesIO()
+    torch.save(layers, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(images), expected)
 
 
 def test_what_is_not_supported_is_said():
