@@ -36,8 +36,9 @@ def cuda_wanted() -> bool:
         raise SystemExit(f"fastconv: FASTCONV_CUDA must be auto, 0 or 1, got {choice!r}")
     if choice == "1" and find_nvcc() is None:
         raise SystemExit("fastconv: FASTCONV_CUDA=1 but nvcc was not found: put it on PATH or set CUDA_HOME")
-    has_sources = any((ROOT / "csrc" / "cuda").glob("*.cu"))
-    return choice != "0" and has_sources and find_nvcc() is not None
+    # With a CPU build of torch the library would never be loaded, so "auto" does not spend minutes of nvcc on it; "1" builds it all the same.
+    useful = choice == "1" or (torch_folder() / "lib" / "libtorch_cuda.so").exists()
+    return choice != "0" and useful and find_nvcc() is not None
 
 
 def cuda_architectures() -> str:

@@ -6,8 +6,11 @@ that nobody wrote, `fast` carries no instrumentation. Every result is held again
 purpose must be caught by the builds that claim to.
 """
 
+import os
+import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cuda_host import build  # noqa: E402
+from cuda_host import build, cases  # noqa: E402
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"the CUDA kernels cannot be run on this host: {build.why_not()}")
 
@@ -46,10 +49,40 @@ PLANTS = {
     "output_left_unwritten": {"fast": WRONG_RESULT, "asan": WRONG_RESULT, "race": WRONG_RESULT},
 }
 
+# Program: kernel sources (instrumented), the rest, cases.
+PROGRAMS = {
+    "shift_stitch": (["csrc/cuda/shift_stitch.cu"], ["run_shift_stitch.cpp"], cases.shift_stitch),
+    "max_pool": (["csrc/cuda/max_pool.cu"], ["run_max_pool.cpp"], cases.max_pool),
+    "max_pool_backward": (["csrc/cuda/max_pool_backward.cu"], ["run_max_pool_backward.cpp"], cases.max_pool_backward),
+    "avg_pool": (["csrc/cuda/avg_pool.cu"], ["run_avg_pool.cpp"], cases.avg_pool),
+}
+PLAIN = ["driver.cpp", "csrc/common/plan.cpp"]
+
+# Fresh operands and a fresh order of threads each time; a failure prints the line of its case, seed included.
+SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))
+JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+
 
 @cache
 def planted() -> dict[str, Path]:
     return build.binaries("planted", ["planted.cpp"], [])
+
+
+@cache
+def program(name: str) -> dict[str, Path]:
+    kernels, plain, _ = PROGRAMS[name]
+    return build.binaries(name, kernels, [*plain, *PLAIN])
+
+
+def execute(binary: Path, lines: list[str]) -> str | None:
+    """Runs the lines through a program; the report of what went wrong, or None."""
+    done = subprocess.run([binary, "--preempt-shared", "64"], input="\n".join(lines) + "\n", capture_output=True, text=True)
+    if done.returncode == 0 and "done: 0 failed" in done.stdout and done.stdout.count("\nok") == len(lines):
+        return None
+    output = done.stdout.splitlines()
+    failed = [f"{before}\n  {line}" for before, line in zip(output, output[1:], strict=False) if line.startswith("FAIL")]
+    died = [] if done.returncode in (0, 1) and "done:" in done.stdout else [f"exit code {done.returncode} in: {output[-1] if output else ''}", done.stderr[-4000:]]
+    return "\n".join([*failed[:10], *died]) or f"{done.stdout.count(chr(10) + 'ok')} of {len(lines)} cases ran"
 
 
 def test_every_plant_is_listed():
@@ -66,3 +99,14 @@ def test_net_catches_planted_bug(plant: str, mode: str):
     if expected is not None:
         wrong = subprocess.run([planted()[mode], plant, "1"], capture_output=True, text=True)
         assert wrong.returncode == expected, f"exit code {wrong.returncode}, expected {expected}:\n{wrong.stderr}"
+
+
+@pytest.mark.parametrize("mode", build.MODES)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_kernels(name: str, mode: str):
+    binary = program(name)[mode]
+    lines = cases.lines(PROGRAMS[name][2](), SEED)
+    parts = [lines[i::JOBS] for i in range(min(JOBS, len(lines)))]
+    with ThreadPoolExecutor(JOBS) as pool:
+        reports = [r for r in pool.map(lambda part: execute(binary, part), parts) if r]
+    assert not reports, "\n".join(reports)

@@ -29,15 +29,38 @@ FASTCONV_DEVICE Bytes<N> load(const void* p) {
   return v;
 }
 
+// Spelled out, because the compiler splits a struct of four words when it likes.
 template <int N>
 FASTCONV_DEVICE void store(void* p, const Bytes<N>& v) {
   if constexpr (N == 16) {
-    *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
   } else if constexpr (N == 8) {
-    *static_cast<uint2*>(p) = make_uint2(v.word[0], v.word[1]);
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]) : "memory");
   } else {
     *static_cast<Bytes<N>*>(p) = v;
   }
+}
+
+// The same where `wanted`, by predication: a branch around one store costs four instructions.
+template <int N>
+FASTCONV_DEVICE void store_if(bool wanted, void* p, const Bytes<N>& v) {
+  const int flag = wanted;
+  if constexpr (N == 16) {
+    asm volatile("{ .reg .pred q; setp.ne.b32 q, %5, 0; @q st.global.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
+                 "r"(v.word[3]), "r"(flag)
+                 : "memory");
+  } else if constexpr (N == 8) {
+    asm volatile("{ .reg .pred q; setp.ne.b32 q, %3, 0; @q st.global.v2.u32 [%0], {%1, %2}; }" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(flag) : "memory");
+  } else {
+    static_assert(N == 4);
+    asm volatile("{ .reg .pred q; setp.ne.b32 q, %2, 0; @q st.global.u32 [%0], %1; }" ::"l"(p), "r"(v.word[0]), "r"(flag) : "memory");
+  }
+}
+
+// Keeps the compiler from taking the pointer apart into terms that it would add up anew at every use.
+template <class T>
+FASTCONV_DEVICE void keep(T*& p) {
+  asm("" : "+l"(p));
 }
 
 // ---- conversions -------------------------------------------------------------------------------------------------------------
@@ -77,6 +100,7 @@ FASTCONV_DEVICE float min_nan(float a, float b) {
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
   return d;
 }
+FASTCONV_DEVICE float min_number(float a, float b) { return fminf(a, b); }
 FASTCONV_DEVICE float fast_exp2(float x) {
   float d;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
@@ -90,6 +114,22 @@ FASTCONV_DEVICE float fast_reciprocal(float x) {
 FASTCONV_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 FASTCONV_DEVICE uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
+// a * b + c in each half, one rounding, subnormals kept.
+FASTCONV_DEVICE uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+// 0xffff in each half whose sign bit is set.
+FASTCONV_DEVICE uint32_t sign_mask(uint32_t a) {
+  uint32_t d;
+  asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(d) : "r"(a));
+  return d;
+}
+// a > b in each half of packed bf16, for chips that cannot compare them: the sign of b - a. Adding +0 turns the -0 of (+0, -0) into +0; a NaN
+// comes out positive.
+FASTCONV_DEVICE uint32_t greater_by_sign(uint32_t a, uint32_t b) { return sign_mask(fma_bf16(fma_bf16(a, 0xbf80bf80u, b), 0x3f803f80u, 0u)); }
+
 // 0xffff in each half where a > b (false where either is NaN).
 FASTCONV_DEVICE uint32_t greater_mask_f16(uint32_t a, uint32_t b) {
   uint32_t d;
@@ -102,20 +142,28 @@ FASTCONV_DEVICE uint32_t greater_mask_bf16(uint32_t a, uint32_t b) {
   asm("set.gt.u32.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 #else
-  const uint32_t low = __uint_as_float(a << 16) > __uint_as_float(b << 16) ? 0xffffu : 0u;
-  const uint32_t high = __uint_as_float(a & 0xffff0000u) > __uint_as_float(b & 0xffff0000u) ? 0xffff0000u : 0u;
-  return low | high;
+  return greater_by_sign(a, b);
 #endif
 }
-// a * b + c in each half, one rounding.
-FASTCONV_DEVICE uint32_t fma_f16(uint32_t a, uint32_t b, uint32_t c) {
+// The larger (smaller) of each half; max_nan lets NaN through, min does not.
+FASTCONV_DEVICE uint32_t max_nan_f16(uint32_t a, uint32_t b) {
   uint32_t d;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
-FASTCONV_DEVICE uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+FASTCONV_DEVICE uint32_t max_nan_bf16(uint32_t a, uint32_t b) {
   uint32_t d;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+FASTCONV_DEVICE uint32_t min_f16(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+FASTCONV_DEVICE uint32_t min_bf16(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("min.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
   return d;
 }
 

@@ -90,8 +90,6 @@ void begin_block(int threads) {
   ++generation, ++block_serial;
   if (!watch) return;
   if (shadow.empty()) shadow.resize(kArena);
-  for (Shadow& s : shadow)
-    if (s.in_flight) s.in_flight = 0;
   threads_now = threads;
   clocks.resize(static_cast<size_t>(threads) * threads);
   clock_generation.assign(threads, 0);

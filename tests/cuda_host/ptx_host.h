@@ -17,6 +17,13 @@ inline void store(void* p, const Bytes<N>& v) {
   *static_cast<Bytes<N>*>(p) = v;
 }
 
+template <int N>
+inline void store_if(bool wanted, void* p, const Bytes<N>& v) {
+  if (wanted) store<N>(p, v);
+}
+template <class T>
+inline void keep(T*&) {}
+
 // ---- conversions -------------------------------------------------------------------------------------------------------------
 inline float bits_to_float(uint32_t u) {
   float f;
@@ -58,6 +65,7 @@ inline uint32_t float_to_tf32(float f) {
 // ---- arithmetic --------------------------------------------------------------------------------------------------------------
 inline float max_nan(float a, float b) { return a != a || b != b ? NAN : (a > b || (a == b && !std::signbit(a)) ? a : b); }
 inline float min_nan(float a, float b) { return a != a || b != b ? NAN : (a < b || (a == b && std::signbit(a)) ? a : b); }
+inline float min_number(float a, float b) { return std::fmin(a, b); }
 inline float fast_exp2(float x) { return std::exp2(x); }
 inline float fast_reciprocal(float x) { return 1.f / x; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t(a) * b >> 32); }
@@ -76,6 +84,13 @@ inline float half_of(uint32_t pair, int i, bool bf16) {
   const uint16_t h = static_cast<uint16_t>(pair >> 16 * i);
   return bf16 ? bf16_to_float(h) : f16_to_float(h);
 }
+inline uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  float v[2];
+  for (int i = 0; i < 2; ++i) v[i] = std::fma(half_of(a, i, true), half_of(b, i, true), half_of(c, i, true));
+  return pack_bf16(v[0], v[1]);
+}
+inline uint32_t sign_mask(uint32_t a) { return permute_bytes(a, 0, 0xbb99); }
+inline uint32_t greater_by_sign(uint32_t a, uint32_t b) { return sign_mask(fma_bf16(fma_bf16(a, 0xbf80bf80u, b), 0x3f803f80u, 0u)); }
 inline uint32_t greater_mask(uint32_t a, uint32_t b, bool bf16) {
   uint32_t d = 0;
   for (int i = 0; i < 2; ++i)
@@ -84,16 +99,19 @@ inline uint32_t greater_mask(uint32_t a, uint32_t b, bool bf16) {
 }
 inline uint32_t greater_mask_f16(uint32_t a, uint32_t b) { return greater_mask(a, b, false); }
 inline uint32_t greater_mask_bf16(uint32_t a, uint32_t b) { return greater_mask(a, b, true); }
-inline uint32_t fma_f16(uint32_t a, uint32_t b, uint32_t c) {
-  float v[2];
-  for (int i = 0; i < 2; ++i) v[i] = std::fma(half_of(a, i, false), half_of(b, i, false), half_of(c, i, false));
-  return pack_f16(v[0], v[1]);
+template <class Pick>
+inline uint32_t pick_halves(uint32_t a, uint32_t b, bool bf16, Pick pick) {
+  uint32_t d = 0;
+  for (int i = 0; i < 2; ++i) {
+    const float v = pick(half_of(a, i, bf16), half_of(b, i, bf16));
+    d |= (bf16 ? bf16_bits(v) : f16_bits(v)) << 16 * i;
+  }
+  return d;
 }
-inline uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
-  float v[2];
-  for (int i = 0; i < 2; ++i) v[i] = std::fma(half_of(a, i, true), half_of(b, i, true), half_of(c, i, true));
-  return pack_bf16(v[0], v[1]);
-}
+inline uint32_t max_nan_f16(uint32_t a, uint32_t b) { return pick_halves(a, b, false, max_nan); }
+inline uint32_t max_nan_bf16(uint32_t a, uint32_t b) { return pick_halves(a, b, true, max_nan); }
+inline uint32_t min_f16(uint32_t a, uint32_t b) { return pick_halves(a, b, false, min_number); }
+inline uint32_t min_bf16(uint32_t a, uint32_t b) { return pick_halves(a, b, true, min_number); }
 
 // ---- warps -------------------------------------------------------------------------------------------------------------------
 struct Shuffle {

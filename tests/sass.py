@@ -1,0 +1,122 @@
+"""Reads compiled CUDA code: instructions of each kernel, its loops, registers, stack, spills. Uses cuobjdump, which comes with triton."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def tool(name: str) -> str | None:
+    """A binary utility of the CUDA toolkit: on PATH, or the copy that triton carries."""
+    spec = importlib.util.find_spec("triton")
+    carried = Path(next(iter(spec.submodule_search_locations)), "backends", "nvidia", "bin", name) if spec else None
+    return shutil.which(name) or (str(carried) if carried and carried.exists() else None)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicate: str
+    opcode: str  # with its modifiers: LDG.E.128.CONSTANT
+    operands: str
+
+    @property
+    def name(self) -> str:
+        return self.opcode.split(".")[0]
+
+
+@dataclass
+class Loop:
+    instructions: list[Instruction]
+    innermost: bool
+
+    def count(self, *names: str) -> int:
+        return sum(i.name in names for i in self.instructions) if names else len(self.instructions)
+
+    def mix(self) -> Counter:
+        return Counter(i.name for i in self.instructions)
+
+
+@dataclass
+class Kernel:
+    name: str
+    instructions: list[Instruction]
+    registers: int = 0
+    stack: int = 0
+    shared: int = 0
+    loops: list[Loop] = field(default_factory=list)
+
+    def opcodes(self) -> Counter:
+        return Counter(i.opcode for i in self.instructions)
+
+    def has(self, pattern: str) -> bool:
+        return any(re.fullmatch(pattern, i.opcode) for i in self.instructions)
+
+    def local_accesses(self) -> int:
+        return sum(i.name in ("LDL", "STL") for i in self.instructions)
+
+    def hot_loop(self) -> Loop:
+        """The longest innermost loop."""
+        return max((loop for loop in self.loops if loop.innermost), key=lambda loop: len(loop.instructions))
+
+
+_LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
+
+
+def _loops(instructions: list[Instruction]) -> list[Loop]:
+    index = {i.address: n for n, i in enumerate(instructions)}
+    spans = {}
+    for n, i in enumerate(instructions):
+        if i.name != "BRA":
+            continue
+        target = re.search(r"0x([0-9a-f]+)", i.operands)
+        if target and int(target[1], 16) < i.address and int(target[1], 16) in index:
+            first = index[int(target[1], 16)]
+            spans[first] = max(spans.get(first, 0), n)
+    ranges = sorted(spans.items())
+    return [
+        Loop(instructions[a : b + 1], not any(a <= c and d <= b and (a, b) != (c, d) for c, d in ranges))
+        for a, b in ranges
+    ]
+
+
+def demangle(names: list[str]) -> dict[str, str]:
+    filt = shutil.which("c++filt") or shutil.which("cu++filt")
+    if not filt or not names:
+        return {n: n for n in names}
+    done = subprocess.run([filt], input="\n".join(names), capture_output=True, text=True, check=True)
+    return dict(zip(names, done.stdout.splitlines(), strict=True))
+
+
+def read(cubin: Path) -> dict[str, Kernel]:
+    """Kernels of a compiled file by readable name, `max_pool_pixels<bf16, 3, 4, true>`."""
+    cuobjdump = tool("cuobjdump")
+    text = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    usage = subprocess.run([cuobjdump, "-res-usage", str(cubin)], capture_output=True, text=True, check=True)
+    kernels = {}
+    current = None
+    for line in text.splitlines():
+        function = re.match(r"\s+Function : (\S+)", line)
+        if function:
+            current = kernels[function[1]] = Kernel(function[1], [])
+            continue
+        parsed = _LINE.match(line)
+        if parsed and current:
+            current.instructions.append(Instruction(int(parsed[1], 16), parsed[2] or "", parsed[3], parsed[4]))
+    for name, registers, stack, shared in re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage.stdout + usage.stderr):
+        if name in kernels:
+            kernels[name].registers, kernels[name].stack, kernels[name].shared = int(registers), int(stack), int(shared)
+    readable = demangle(list(kernels))
+    out = {}
+    for mangled, kernel in kernels.items():
+        # Trailing NOPs and the branch to itself that fill up a function are no loop.
+        kernel.loops = [loop for loop in _loops(kernel.instructions) if len(loop.instructions) > 1]
+        short = re.sub(r"^void ", "", readable[mangled])
+        kernel.name = re.sub(r"\(.*", "", short).replace("fastconv::cuda::", "")
+        out[kernel.name] = kernel
+    return out

@@ -1,0 +1,125 @@
+"""What nvcc made of the CUDA kernels: no spills, no stack, the accesses and instructions that the plans count on, and a ceiling on the
+instructions a kernel's loop spends on an element.
+
+Counts are of the longest innermost loop, divided by the elements one round of it produces. They include the blocks that only borders enter, so
+they bound what the interior executes from above.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import sass
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "build" / "cuda_compiled"
+ARCHITECTURES = (80, 90)
+FLAGS = ["-std=c++17", "-O3", "-Icsrc", "--expt-relaxed-constexpr", "-cubin"]
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidate = Path(home, "bin", "nvcc") if home else None
+    return str(candidate) if candidate and candidate.exists() else shutil.which("nvcc")
+
+
+def why_not() -> str | None:
+    if find_nvcc() is None:
+        return "no nvcc on PATH, CUDA_HOME not set"
+    if sass.tool("cuobjdump") is None:
+        return "no cuobjdump on PATH, and no triton that carries one"
+    return None
+
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"the CUDA kernels cannot be compiled and read here: {why_not()}")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The kernels whose names match, the elements a round of their hot loop produces, and the most instructions an element may take."""
+
+    kernels: str
+    elements: int
+    ceiling: dict[int, float]
+    opcodes: tuple[str, ...] = ()  # patterns that must occur somewhere in the kernel
+
+
+WIDE = (r"LDG\.E\.128.*", r"STG\.E\.128.*")
+
+# sm_80 compares packed bf16 by two multiply-adds, and both 16-bit types by narrower maxima.
+LOOPS = {
+    "shift_stitch": [],
+    "max_pool": [
+        Loop(r"max_pool_pixels<(bf16|f16), 2, 4, true>", 32, {80: 13, 90: 9.5}, (*WIDE, r"STG\.E\.64.*")),
+        Loop(r"max_pool_pixels<(bf16|f16), 3, 4, true>", 32, {80: 19, 90: 14}, (*WIDE, r"STG\.E\.64.*")),
+        Loop(r"max_pool_pixels<(bf16|f16), 3, 4, false>", 32, {80: 16, 90: 11}, WIDE),
+        Loop(r"max_pool_pixels<(bf16|f16), 5, 2, true>", 16, {80: 33.5, 90: 25}, WIDE),
+        Loop(r"max_pool_pixels<float, 3, 4, true>", 16, {80: 30, 90: 30}, WIDE),
+    ],
+    "max_pool_backward": [
+        Loop(r"max_pool_backward_pixels<(bf16|f16), 2, 6>", 24, {80: 16, 90: 15.5}, (r"LDG\.E\.64.*", r"STG\.E\.64.*")),
+        Loop(r"max_pool_backward_pixels<(bf16|f16), 3, 4>", 16, {80: 19, 90: 18.5}, (r"LDG\.E\.64.*", r"STG\.E\.64.*")),
+        Loop(r"max_pool_backward_pixels<float, 3, 4>", 16, {80: 18, 90: 18}, WIDE),
+    ],
+    "avg_pool": [
+        Loop(r"avg_pool_pixels<(bf16|f16), 3, 4, (true|false)>", 32, {80: 14, 90: 13.5}, WIDE),
+        Loop(r"avg_pool_pixels<(bf16|f16), 5, 2, (true|false)>", 16, {80: 26, 90: 25}, WIDE),
+    ],
+}
+
+
+@cache
+def kernels(source: str, architecture: int) -> dict[str, sass.Kernel]:
+    OUT.mkdir(parents=True, exist_ok=True)
+    path = ROOT / "csrc" / "cuda" / f"{source}.cu"
+    digest = hashlib.sha256(repr((FLAGS, architecture, find_nvcc())).encode())
+    for folder in ("cuda", "common"):
+        for header in sorted((ROOT / "csrc" / folder).iterdir()):
+            if header.suffix in (".cuh", ".h"):
+                digest.update(header.read_bytes())
+    digest.update(path.read_bytes())
+    cubin = OUT / f"{source}.{architecture}.{digest.hexdigest()[:16]}.cubin"
+    if not cubin.exists():
+        partial = cubin.with_suffix(f".{os.getpid()}.tmp")
+        command = [find_nvcc(), *FLAGS, f"-arch=sm_{architecture}", "-o", str(partial), str(path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+        partial.replace(cubin)
+    return sass.read(cubin)
+
+
+def test_every_source_is_listed():
+    assert sorted(LOOPS) == sorted(p.stem for p in (ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", LOOPS)
+def test_no_spills(source: str, architecture: int):
+    found = kernels(source, architecture)
+    assert found
+    bad = {name: (k.stack, k.local_accesses()) for name, k in found.items() if k.stack or k.local_accesses()}
+    assert not bad, f"stack bytes and local accesses: {bad}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", [s for s in LOOPS if LOOPS[s]])
+def test_instructions(source: str, architecture: int):
+    found = kernels(source, architecture)
+    too_many, missing = {}, {}
+    for loop in LOOPS[source]:
+        matching = {name: k for name, k in found.items() if re.fullmatch(loop.kernels, name)}
+        assert matching, f"no kernel is called {loop.kernels}; there are {sorted(found)}"
+        for name, kernel in matching.items():
+            each = len(kernel.hot_loop().instructions) / loop.elements
+            if each > loop.ceiling[architecture]:
+                too_many[name] = f"{each:.2f} > {loop.ceiling[architecture]}"
+            absent = [o for o in loop.opcodes if not kernel.has(o)]
+            if absent:
+                missing[name] = absent
+    assert not too_many and not missing, f"instructions an element: {too_many}; absent: {missing}"
