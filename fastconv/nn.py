@@ -4,10 +4,10 @@ Their `state_dict` is that of the plain network: DepthwiseConv2d has the keys of
 DepthwiseSeparableConv2d those of the nn.Sequential of convolutions, norms and activations that it stands for.
 """
 
-import torch
 from torch import Tensor, nn
 
 from . import functional as F
+from .folding import FoldedWeights, folds
 from .reference import ACTIVATIONS
 
 IntPair = F.IntPair
@@ -86,9 +86,8 @@ class DepthwiseSeparableConv2d(nn.Module):
     runs. In train mode, and for norms
     that are no fixed affine map, the statistics are those of the chain: the operator is cut at the norm.
 
-    The folded weights are kept between calls where no gradient is asked for, and folded anew once any of the tensors
-    they came from is replaced or written to (identity, storage and version are compared). Writes through ``.data``
-    are invisible to that; ``eval()`` or ``train()`` forgets the folded weights.
+    The folded weights are kept between calls where no gradient is asked for, see :class:`fastconv.folding.FoldedWeights`: any change to
+    the tensors they came from is noticed, but for writes through ``.data``; ``eval()`` and ``train()`` forget the folded weights.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation: as in ``nn.Conv2d``.
@@ -189,7 +188,7 @@ class DepthwiseSeparableConv2d(nn.Module):
             if module is not None:
                 self._places[role] = str(len(self._places))
                 self.add_module(self._places[role], module)
-        self._folded = None
+        self._folded = FoldedWeights()
 
     @property
     def depthwise(self) -> nn.Conv2d:
@@ -212,12 +211,13 @@ class DepthwiseSeparableConv2d(nn.Module):
         return nn.Sequential(*self.children())
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not _folds(self.depthwise_norm):
+        depthwise, pointwise = (self.depthwise, self.depthwise_norm), (self.pointwise, self.pointwise_norm)
+        if not folds(depthwise[1]):
             return self._cut_at_depthwise_norm(input, residual)
-        if not _folds(self.pointwise_norm):
-            out = self._fused(input, (*self._fold_depthwise(), self.pointwise.weight, self.pointwise.bias), "identity", None)
-            return self._finish(self.pointwise_norm(out), residual)
-        return self._fused(input, self._weights(), self.pointwise_activation, residual)
+        if not folds(pointwise[1]):
+            out = self._fused(input, self._folded(depthwise, (pointwise[0], None)), "identity", None)
+            return self._finish(pointwise[1](out), residual)
+        return self._fused(input, self._folded(depthwise, pointwise), self.pointwise_activation, residual)
 
     def _fused(self, input, weights, pointwise_activation, residual):
         depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias = weights
@@ -247,37 +247,9 @@ class DepthwiseSeparableConv2d(nn.Module):
     def _finish(self, out, residual):
         return ACTIVATIONS[self.pointwise_activation](out if residual is None else out + residual)
 
-    def _fold_depthwise(self):
-        return _fold(self.depthwise, self.depthwise_norm)
-
-    def _fold_both(self):
-        return *self._fold_depthwise(), *_fold(self.pointwise, self.pointwise_norm)
-
-    def _weights(self):
-        """Both convolutions with their norms folded in, from the last call where that is still true."""
-        # The dictionaries, because attribute look-ups on modules would cost more than the comparison.
-        norms = [norm for norm in (self.depthwise_norm, self.pointwise_norm) if norm is not None]
-        if not norms:
-            return self.depthwise.weight, self.depthwise.bias, self.pointwise.weight, self.pointwise.bias
-        members = [*norms, self.depthwise, self.pointwise]
-        sources = [
-            tensor for module in members for kind in (module._parameters, module._buffers) for tensor in kind.values() if tensor is not None
-        ]
-        if torch.compiler.is_compiling() or not _may_keep(sources):
-            return self._fold_both()
-        state = [(id(source), source.data_ptr(), source._version) for source in sources]
-        if self._folded is None or self._folded[0] != state:
-            with torch.inference_mode(False), torch.no_grad():  # so that they may serve a call under autograd later
-                # The sources are kept too: no other tensor can take over an id while it is compared with.
-                self._folded = state, sources, self._fold_both()
-        return self._folded[2]
-
     def train(self, mode: bool = True):
-        self._folded = None
+        self._folded.forget()
         return super().train(mode)
-
-    def __getstate__(self):
-        return {**self.__dict__, "_folded": None}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{role}={place}" for role, place in self._places.items())
@@ -285,36 +257,6 @@ class DepthwiseSeparableConv2d(nn.Module):
 
 def _activation_module(name):
     return None if name == "identity" else _ACTIVATION_MODULES[name]()
-
-
-def _folds(norm: nn.Module | None) -> bool:
-    """Whether a norm is a fixed affine map of each channel just now: none at all, or a batch norm that uses its running statistics."""
-    if norm is None:
-        return True
-    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and not norm.training and norm.running_mean is not None
-
-
-def _fold(conv: nn.Conv2d, norm: nn.Module | None):
-    """Weight and bias of the one convolution that equals `conv` followed by `norm`."""
-    if norm is None:
-        return conv.weight, conv.bias
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    mean = norm.running_mean.double()
-    shift = -mean * scale if conv.bias is None else (conv.bias.double() - mean) * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    weight = conv.weight.double() * scale[:, None, None, None]
-    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
-
-
-def _may_keep(sources) -> bool:
-    """Folded weights may be kept where autograd does not look on, and where writes to their sources can be noticed."""
-    grad = torch.is_grad_enabled()
-    return all(
-        type(source) in (Tensor, nn.Parameter) and not source.is_inference() and not (grad and source.requires_grad) for source in sources
-    )
 
 
 class ShiftStitchMaxPool2d(nn.Module):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.nn import DepthwiseSeparableConv2d, _fold, _folds, _may_keep
+from fastconv.folding import FoldedWeights, folds
+from fastconv.nn import DepthwiseSeparableConv2d
 
 BACKENDS = ("torch", "fastconv")
 
@@ -37,30 +38,6 @@ def _round_channels(channels: float, divisor: int = 8) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
-class _FoldedConv:
-    """A convolution with the norm behind it folded in, kept as long as `fastconv.nn.DepthwiseSeparableConv2d` keeps its folded weights."""
-
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d):
-        self.conv, self.norm = conv, norm
-        self.forget()
-
-    def forget(self) -> None:
-        self.state, self.sources, self.value = None, None, None
-
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        conv, norm = self.conv, self.norm
-        sources = (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if torch.compiler.is_compiling() or not _may_keep(sources):
-            return _fold(conv, norm)
-        state = [(id(source), source.data_ptr(), source._version) for source in sources]
-        if state != self.state:
-            with torch.inference_mode(False), torch.no_grad():
-                self.value = _fold(conv, norm)
-            # Kept alive, so that no other tensor is given their memory while it is compared with.
-            self.state, self.sources = state, sources
-        return self.value
-
-
 class ConvNormActivation(nn.Sequential):
     """Convolution, batch norm, ReLU6; with `backend="fastconv"` a norm that uses its running statistics is folded into the convolution."""
 
@@ -72,22 +49,18 @@ class ConvNormActivation(nn.Sequential):
             nn.ReLU6(inplace=True),
         )
         self.backend = "torch"
-        self._folded = _FoldedConv(self[0], self[1])
+        self._folded = FoldedWeights()
 
     def forward(self, input: Tensor) -> Tensor:
         conv, norm, activation = self
-        if self.backend == "torch" or not _folds(norm):
+        if self.backend == "torch" or not folds(norm):
             return super().forward(input)
-        weight, bias = self._folded()
+        weight, bias = self._folded((conv, norm))
         return activation(F.conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups))
 
     def train(self, mode: bool = True):
         self._folded.forget()
         return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):
-        self._folded.forget()
-        return super()._apply(fn, recurse)
 
 
 class InvertedResidual(nn.Module):
@@ -128,11 +101,6 @@ class InvertedResidual(nn.Module):
     def train(self, mode: bool = True):
         self._pair[0].train(mode)
         return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):
-        # A cast there and back can leave new values at the address of old ones; train() is what makes the pair look again.
-        self._pair[0].train(self._pair[0].training)
-        return super()._apply(fn, recurse)
 
 
 class MobileNetV2(nn.Module):

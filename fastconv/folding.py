@@ -1,0 +1,79 @@
+"""Batch norms that use their running statistics, folded into the convolutions before them.
+
+In float64 and rounded once: conv(x, w) * s + t with s = gamma / sqrt(var + eps), t = beta - mean * s, is conv(x, w * s) + t.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def folds(norm: nn.Module | None) -> bool:
+    """Whether a norm is a fixed affine map of each channel just now: none at all, or a batch norm that uses its running statistics."""
+    if norm is None:
+        return True
+    # A subclass may do more than the norm: timm's BatchNormAct2d hides an activation.
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and not norm.training and norm.running_mean is not None
+
+
+def fold(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the one convolution that equals `conv` followed by `norm`; differentiable."""
+    if norm is None:
+        return conv.weight, conv.bias
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    mean = norm.running_mean.double()
+    shift = -mean * scale if conv.bias is None else (conv.bias.double() - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    weight = conv.weight.double() * scale[:, None, None, None]
+    return weight.to(conv.weight.dtype), shift.to(conv.weight.dtype)
+
+
+class FoldedWeights:
+    """Folds pairs of (convolution, norm or None), and keeps the result while every tensor that it came from is what it was.
+
+    Identity, storage and version of each tensor are compared on each call, so replacing, moving, loading or writing to any of them is
+    noticed. Writes through ``.data`` are not: whoever holds this calls :meth:`forget` where such writes may have happened. Nothing is
+    kept where autograd looks on, under torch.compile, and for tensors that carry no version (those of inference mode).
+    """
+
+    def __init__(self):
+        self._kept = None
+
+    def forget(self) -> None:
+        self._kept = None
+
+    def __call__(self, *pairs: tuple[nn.Conv2d, nn.Module | None]) -> tuple[Tensor | None, ...]:
+        """(weight, bias) of each pair, one after the other."""
+        if all(norm is None for _, norm in pairs):
+            return _fold_all(pairs)
+        # The dictionaries, because attribute look-ups on modules would cost more than the comparison.
+        modules = [module for pair in pairs for module in pair if module is not None]
+        sources = [
+            tensor for module in modules for kind in (module._parameters, module._buffers) for tensor in kind.values() if tensor is not None
+        ]
+        if torch.compiler.is_compiling() or not _may_keep(sources):
+            return _fold_all(pairs)
+        state = [(id(source), source.data_ptr(), source._version) for source in sources]
+        state += [norm.eps for _, norm in pairs if norm is not None]
+        if self._kept is None or self._kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():  # so that they may serve a call under autograd later
+                self._kept = state, _fold_all(pairs), sources, [source.detach() for source in sources]
+        # Sources and their storages (which `.data = ...` and casts of a module exchange) are kept too: while an id and an address are
+        # compared with, nothing else can take them over.
+        return self._kept[1]
+
+    def __getstate__(self):
+        return {"_kept": None}
+
+
+def _fold_all(pairs):
+    return tuple(tensor for pair in pairs for tensor in fold(*pair))
+
+
+def _may_keep(sources) -> bool:
+    grad = torch.is_grad_enabled()
+    return all(
+        type(source) in (Tensor, nn.Parameter) and not source.is_inference() and not (grad and source.requires_grad) for source in sources
+    )
