@@ -127,7 +127,7 @@ def _separable_layers() -> list[Case]:
         _layer("decoder P", 304, 256, 129, tier=QUICK, **d),
         _layer("decoder P", 256, 256, 129, tier=DEFAULT, **d),
         _layer("mobilenetv2.4 P16", 384, 64, 33, tier=DEFAULT, **m),
-        _layer("mobilenetv2.5 P16", 576, 96, 33, tier=DEFAULT, residual=True, **m),
+        _layer("mobilenetv2.5 P16", 576, 96, 33, residual=True, **m),
         _layer("mobilenetv2.last P16", 960, 160, 33, 2, residual=True, **m),
         _layer("mobilenetv2.last P16", 960, 320, 33, 2, tier=DEFAULT, **m),
         _layer("mobilenetv2.4 P8", 384, 64, 65, 2, **m),
@@ -142,7 +142,7 @@ def _separable_layers() -> list[Case]:
         _layer("xception.exit2 C16", 1024, 1536, (65, 129), 2, **d),
         _layer("decoder C", 304, 256, (257, 513), **d),
     ]
-    for rate, tier in ((6, DEFAULT), (12, QUICK), (18, DEFAULT)):
+    for rate, tier in ((6, FULL), (12, QUICK), (18, DEFAULT)):
         layers.append(_layer("aspp P16", 2048, 256, 33, rate, tier=tier, **d))
         layers.append(_layer("aspp P16", 320, 256, 33, rate, **d))
         layers.append(_layer("aspp P8", 2048, 256, 65, 2 * rate, **d))
@@ -154,7 +154,7 @@ def _depthwise_layers() -> list[Case]:
     more = {"op": "depthwise"}
     convnext = [
         _layer("convnext-t.dw", channels, channels, size, kernel=7, order="convnext", tier=tier, **more)
-        for channels, size, tier in ((96, 56, QUICK), (192, 28, DEFAULT), (384, 14, DEFAULT), (768, 7, FULL))
+        for channels, size, tier in ((96, 56, QUICK), (192, 28, FULL), (384, 14, DEFAULT), (768, 7, FULL))
     ]
     return convnext + [
         _layer("xception.entry P", 128, 128, 257, tier=QUICK, **more),
@@ -174,7 +174,7 @@ def _pool_layers(op: str) -> list[Case]:
     return [
         _layer("pool 256", 64, 64, 256, stride=2, tier=QUICK, **more),
         _layer("resnet.stem", 64, 64, 112, stride=2, tier=DEFAULT, **more),
-        _layer("vgg.1", 64, 64, 224, kernel=2, stride=2, tier=DEFAULT, **more),
+        _layer("vgg.1", 64, 64, 224, kernel=2, stride=2, **more),
         _layer("vgg.4", 512, 512, 28, kernel=2, stride=2, **more),
         _layer("xception.pool P", 256, 256, 129, stride=2, **more),
         _layer("overfeat.5", 1024, 1024, (20, 23), stride=3, padding=0, tier=DEFAULT, **more),
@@ -189,7 +189,7 @@ SWEEP_CHANNELS = 128
 def _sweep() -> list[Case]:
     """Resolution against time and memory: a DeepLab-order layer at fixed channels."""
     return [
-        _layer("sweep", SWEEP_CHANNELS, SWEEP_CHANNELS, size, dilation, order="deeplab", grid="sweep", tier=DEFAULT)
+        _layer("sweep", SWEEP_CHANNELS, SWEEP_CHANNELS, size, dilation, order="deeplab", grid="sweep", tier=DEFAULT if dilation in (1, 12) else FULL)
         for dilation in SWEEP_DILATIONS
         for size in SWEEP_SIZES
     ]
