@@ -139,7 +139,7 @@ def test_compiles(family, layer, dtype, channels_last):
     check(family, layer, dtype, channels_last)
 
 
-@pytest.mark.slow
+@pytest.mark.all_tiles
 @pytest.mark.parametrize("family,layer,dtype,channels_last", FULL, ids=names(FULL))
 def test_every_layer_compiles(request, family, layer, dtype, channels_last):
     if family == "sm_80" and layer is separable_backward:
@@ -151,7 +151,7 @@ def test_hopper_multiplies_with_wgmma():
     assert check("sm_90", separable_forward, BF16, True)["separable_fused"].count("HGMMA")
 
 
-@pytest.mark.slow
+@pytest.mark.all_tiles
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("k,d", [(2, 1), (5, 1), (7, 1)])
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -160,7 +160,7 @@ def test_larger_kernels_compile(family, k, d, channels_last):
     check(family, depthwise_backward, BF16, channels_last, k=k, d=d)
 
 
-@pytest.mark.slow
+@pytest.mark.all_tiles
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("c,o,size", [(64, 64, 64), (256, 256, 64), (512, 512, 32), (728, 728, 33), (512, 512, 7), (24, 20, 16)])
 def test_every_separable_tile_compiles(family, c, o, size):
@@ -173,7 +173,7 @@ def test_every_separable_tile_compiles(family, c, o, size):
 CEILINGS = {depthwise_forward: 21, max_pool: 36, max_pool_backward: 45, avg_pool: 20}
 
 
-@pytest.mark.slow
+@pytest.mark.all_tiles
 @pytest.mark.parametrize("layer", CEILINGS, ids=lambda layer: layer.__name__)
 def test_instructions_an_element(layer):
     with record(FAMILIES["sm_90"]) as recorder:
