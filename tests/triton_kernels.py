@@ -23,14 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarn
 
 
 @pytest.fixture(autouse=True)
-def fresh_inputs(request):
-    """New inputs on every run; the seed is printed with a failure."""
-    seed = torch.randint(2**31, ()).item() if request.config.getoption("verbose") < 3 else 0
-    torch.manual_seed(seed)
-    print("seed", seed)
-
-
-@pytest.fixture(autouse=True)
 def exact_float32():
     previous, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield

@@ -119,33 +119,62 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Product:
-    bm: int
-    bk: int
-    bn: int
-    stages: int
-    options: dict
-
-
-@dataclass(frozen=True)
 class FusedRow:
-    bh: int
-    bw: int
+    """A row of the tables of kernels that multiply: `pixels` of a tile in at most `rows` rows, and as in Fused."""
+
+    rows: int
+    pixels: int
     bk: int
     bn: int
     warps: int
+    stages: int = 1
 
 
-# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last. All compile to 128 registers
+# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last. They compile to 128 registers
 # without spills.
 _FUSED = {
-    2: (FusedRow(8, 16, 64, 64, 8), FusedRow(4, 16, 64, 128, 8), FusedRow(4, 16, 64, 256, 16)),
-    4: (FusedRow(4, 16, 32, 64, 8), FusedRow(4, 16, 32, 128, 8)),
+    2: (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8), FusedRow(4, 64, 64, 256, 16)),
+    4: (FusedRow(4, 64, 32, 64, 8), FusedRow(4, 64, 32, 128, 8)),
 }
 # Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
 FUSED_CHANNELS = 256
 # ... except on maps of so few pixels (of the whole batch) that a launch is most of the time.
 SMALL_MAP = 2048
+
+# By kind of device and bytes of an element. Operands of all stages lie in shared memory, of which AMD has 64 KB.
+_INTERMEDIATE = {
+    ("cuda", 2): FusedRow(4, 64, 64, 128, 8, 3),
+    ("cuda", 4): FusedRow(4, 64, 32, 64, 8, 3),
+    ("hip", 2): FusedRow(4, 64, 32, 128, 8, 2),
+    ("hip", 4): FusedRow(4, 64, 32, 64, 8, 2),
+}
+
+
+def _pixel_tile(row: FusedRow, height: int, width: int, step_y: int) -> tuple[int, int]:
+    """(bh, bw): rows as the residue class has them, the rest of the pixels as columns, as far as there are columns; at least the 16 pixels
+    that a product takes."""
+    bh = min(row.rows, power_of_two(ceil_div(height, step_y)))
+    bw = max(min(row.pixels // bh, power_of_two(width)), 16 // bh)
+    return min(row.rows, max(row.pixels // bw, 1), power_of_two(ceil_div(height, step_y))), bw
+
+
+def separable_forward(x: torch.Tensor, conv: Conv, o: int, step_y: int) -> Fused | None:
+    """The tile of the fused kernel, or None for depthwise and product apart."""
+    c = conv.out_channels
+    if INTERPRETED:
+        return Fused(2, 8, 16, 16, {"num_warps": 4}) if c <= 24 else None
+    pixels = conv.n * conv.oh * conv.ow
+    if pixels > SMALL_MAP and (c > FUSED_CHANNELS or o > FUSED_CHANNELS):
+        return None
+    table = _FUSED[4 if x.dtype == torch.float32 else 2]
+    rows = [row for row in table if row.bn < o] + [row for row in table if row.bn >= o][:1]
+    row = rows.pop()
+    while rows and pixels <= SMALL_MAP and ceil_div(pixels, row.pixels) * ceil_div(o, row.bn) < family_of(x.device).processors:
+        # A small map: repeat the depthwise part rather than leave processors without a tile.
+        row = rows.pop()
+    bk = min(row.bk, max(16, power_of_two(c)))
+    return Fused(*_pixel_tile(row, conv.oh, conv.ow, step_y), bk, row.bn, {"num_warps": row.warps, "maxnreg": 128})
+
 
 # Scratch for the intermediate of a split launch: a part of the second-level cache, whatever the size of the maps.
 SCRATCH_BYTES = 32 << 20
@@ -158,39 +187,58 @@ def image_runs(conv: Conv, element_size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + images, conv.n)) for begin in range(0, conv.n, images)]
 
 
-def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool) -> Fused | None:
-    """The tile of the fused kernel, or None for depthwise and product apart."""
-    c = conv.out_channels
+@dataclass(frozen=True)
+class Product:
+    """A tile of the product over whole maps: bm pixels by bn output channels, bk input channels at a time."""
+
+    bm: int
+    bk: int
+    bn: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# An accumulator of 128 x 256 takes wgmma or better: with the products of Ampere it spills.
+WIDE_PRODUCT = 90
+
+# By kind of device and bytes of an element: for large maps, and for those that would leave processors without a tile.
+_PRODUCT = {
+    ("cuda", 2): (Product(128, 64, 256, 8, 3), Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
+    ("cuda", 4): (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
+    ("hip", 2): (Product(128, 32, 128, 8, 2), Product(64, 32, 64, 4, 2)),
+    ("hip", 4): (Product(64, 32, 64, 4, 2),),
+}
+
+
+def product(m: torch.Tensor, images: int, pixels: int, o: int) -> Product:
     if INTERPRETED:
-        return Fused(2, 8, 16, 16, {"num_warps": 4}) if c <= 24 else None
-    small = conv.n * conv.oh * conv.ow <= SMALL_MAP
-    if not small and (c > FUSED_CHANNELS or o > FUSED_CHANNELS):
-        return None
-    for row in _FUSED[4 if x.dtype == torch.float32 else 2]:
-        if o <= row.bn:
+        return Product(16, 32, 16, 4, 1)
+    family = family_of(m.device)
+    for tile in _PRODUCT[family.name, 4 if m.dtype == torch.float32 else 2]:
+        if tile.bn > 128 and family.capability < WIDE_PRODUCT:
+            continue
+        if tile.bn <= power_of_two(o) and images * ceil_div(pixels, tile.bm) * ceil_div(o, tile.bn) >= family.processors:
             break
-    bk = min(row.bk, max(16, power_of_two(c)))
-    return Fused(row.bh, row.bw, bk, row.bn, {"num_warps": row.warps, "maxnreg": 128})
+    return tile
 
 
-def product(m: torch.Tensor, images: int, pixels: int, c: int, o: int, is_channels_last: bool) -> Product:
-    if INTERPRETED:
-        return Product(16, 32, 16, 1, {"num_warps": 4})
-    wide_out = o > 128
-    return Product(128, 64, 256 if wide_out else 128, 3, {"num_warps": 8, "num_stages": 3})
-
-
-def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool) -> Fused:
+def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, step_y: int) -> Fused:
     """bk counts output channels here, bn input channels."""
     if INTERPRETED:
         return Fused(2, 8, 16, 16, {"num_warps": 4})
-    return Fused(4, 16, 64, min(128, max(16, power_of_two(conv.out_channels))), {"num_warps": 8, "num_stages": 3})
+    row = _INTERMEDIATE[family_of(x.device).name, 4 if x.dtype == torch.float32 else 2]
+    bk, bn = min(row.bk, max(16, power_of_two(o))), min(row.bn, max(16, power_of_two(conv.out_channels)))
+    return Fused(*_pixel_tile(row, conv.oh, conv.ow, step_y), bk, bn, {"num_warps": row.warps, "num_stages": row.stages})
 
 
 @dataclass(frozen=True)
 class PointwiseGradient:
     """A tile of the pointwise weight gradient: bo output by bc input channels, bh x bw pixels at a time; `stored`: m comes from a
-    depthwise pass."""
+    depthwise pass, because it would be computed again for every block of output channels."""
 
     bh: int
     bw: int
@@ -200,9 +248,19 @@ class PointwiseGradient:
     options: dict
 
 
-def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool) -> PointwiseGradient:
+# By bytes of an element, and smaller before wgmma, whose operands need not be in registers.
+_POINTWISE_GRADIENT = {2: FusedRow(4, 64, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)}
+_POINTWISE_GRADIENT_AMPERE = {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(4, 64, 64, 32, 8)}
+
+
+def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, step_y: int) -> PointwiseGradient:
+    """Of the table's row bk counts output channels, bn input channels."""
     c = conv.out_channels
     if INTERPRETED:
         return PointwiseGradient(2, 8, 16, 16, c > 24, {"num_warps": 4})
-    bo, bc = (min(128, max(16, power_of_two(size))) for size in (o, c))
-    return PointwiseGradient(4, 16, bo, min(bc, 64), o > 256, {"num_warps": 8})
+    table = _POINTWISE_GRADIENT_AMPERE if family_of(x.device).capability == 80 else _POINTWISE_GRADIENT
+    row = table[4 if x.dtype == torch.float32 else 2]
+    bo, bc = min(row.bk, max(16, power_of_two(o))), min(row.bn, max(16, power_of_two(c)))
+    stored = o > FUSED_CHANNELS
+    bh, bw = _pixel_tile(row, conv.oh, conv.ow, 1 if stored else step_y)
+    return PointwiseGradient(bh, bw, bo, bc, stored, {"num_warps": row.warps})

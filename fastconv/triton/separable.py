@@ -273,7 +273,7 @@ def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last
     if is_channels_last and not wide(n * pixels * max(c, o)):
         # Images follow one another without a seam, so that small ones fill tiles.
         n, pixels = 1, n * pixels
-    tile = configs.product(m, n, pixels, c, o, is_channels_last)
+    tile = configs.product(m, n, pixels, o)
     pixel_blocks, channel_blocks = ceil_div(pixels, tile.bm), ceil_div(o, tile.bn)
     launch(
         pointwise_product,
@@ -307,7 +307,7 @@ def run_separable(
     out = empty_map(x, (conv.n, o, conv.oh, conv.ow), is_channels_last)
     if out.numel() == 0:
         return out
-    tile = configs.separable_forward(x, conv, o, is_channels_last, fused_ring(conv)[0])
+    tile = configs.separable_forward(x, conv, o, fused_ring(conv)[1])
     if tile is not None:
         _fused(
             x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last,

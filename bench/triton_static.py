@@ -1,0 +1,149 @@
+"""What can be known of the Triton kernels without a GPU: python -m bench.triton_static [--family sm_90] > table.md
+
+Compiles one launch of every kernel ahead of time and reads registers, spills, shared memory, the widest global load, and, for the kernels
+that march over
+rows, the instructions an element (one pixel of one channel) of their loop. The tests hold the same figures under ceilings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+from fastconv import triton as backend
+from fastconv.triton.ahead import Report, compile_launch
+from fastconv.triton.launch import FAMILIES, Launch, record
+
+POOL = ((3, 3), (2, 2), (1, 1), (1, 1), False, False)
+SIZE = (8, 128, 64, 64)
+
+
+def meta(*shape, dtype, channels_last=False):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+
+def _run(name, *arguments):
+    backend.LAUNCHERS[name](*arguments)
+
+
+def _depthwise(dtype, channels_last, k=3, d=2, activation="identity"):
+    x = meta(*SIZE, dtype=dtype, channels_last=channels_last)
+    return x, meta(SIZE[1], 1, k, k, dtype=dtype), meta(SIZE[1], dtype=dtype), (1, 1), (d * (k // 2),) * 4, (d, d), activation
+
+
+def _separable(dtype, channels_last, c=128, o=128, size=64):
+    x = meta(8, c, size, size, dtype=dtype, channels_last=channels_last)
+    weights = meta(c, 1, 3, 3, dtype=dtype), meta(o, c, dtype=dtype)
+    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (1,) * 4, (1, 1), "identity", "relu", "relu"
+
+
+def depthwise_forward(dtype, channels_last, **options):
+    _run("depthwise_conv2d", *_depthwise(dtype, channels_last, **options))
+
+
+def depthwise_strided(dtype, channels_last):
+    x, weight, bias, *_ = _depthwise(dtype, channels_last)
+    _run("depthwise_conv2d", x, weight, bias, (2, 2), (1,) * 4, (1, 1), "identity")
+
+
+def depthwise_backward(dtype, channels_last, **options):
+    x, weight, bias, *geometry = _depthwise(dtype, channels_last, **options)
+    _run("depthwise_conv2d_backward", x, x, weight, bias, x, *geometry, [True, True, False])
+
+
+def separable_forward(dtype, channels_last, **options):
+    _run("depthwise_separable_conv2d", *_separable(dtype, channels_last, **options))
+
+
+def separable_backward(dtype, channels_last, **options):
+    x, *rest = _separable(dtype, channels_last, **options)
+    out = meta(x.shape[0], rest[1].shape[0], *x.shape[2:], dtype=dtype, channels_last=channels_last)
+    mask = [True, True, True, False, True, False]
+    _run("depthwise_separable_conv2d_backward", out, x, *rest[:5], out, *rest[5:], mask)
+
+
+def max_pool(dtype, channels_last):
+    _run("shift_stitch_max_pool2d_argmax", meta(*SIZE, dtype=dtype, channels_last=channels_last), *POOL, 0.0)
+
+
+def max_pool_backward(dtype, channels_last):
+    grad, argmax = (meta(*SIZE, dtype=t, channels_last=channels_last) for t in (dtype, torch.uint8))
+    _run("shift_stitch_max_pool2d_backward", grad, None, argmax, grad.shape, *POOL)
+
+
+def avg_pool(dtype, channels_last):
+    _run("shift_stitch_avg_pool2d", meta(*SIZE, dtype=dtype, channels_last=channels_last), *POOL[:5], False, None, False, 0.0)
+
+
+def avg_pool_backward(dtype, channels_last):
+    grad = meta(*SIZE, dtype=dtype, channels_last=channels_last)
+    _run("shift_stitch_avg_pool2d_backward", grad, grad.shape, *POOL[:5], False, None, False)
+
+
+def shift(dtype, channels_last):
+    _run("shift", meta(*SIZE, dtype=dtype, channels_last=channels_last), (2, 2), 0.0)
+
+
+LAYERS = (
+    depthwise_forward, depthwise_strided, depthwise_backward, separable_forward, separable_backward, max_pool, max_pool_backward, avg_pool,
+    avg_pool_backward, shift,
+)  # fmt: skip
+
+
+def launches(family: str, layer, dtype: torch.dtype, channels_last: bool, **options) -> list[Launch]:
+    with record(FAMILIES[family]) as recorder:
+        layer(dtype, channels_last, **options)
+    return recorder.launches
+
+
+def instructions_an_element(launch: Launch, report: Report) -> float:
+    """Of the longest innermost loop, for kernels that take one row of [BW, BC] (or one chunk of [ROWS*BW, BK]) a turn."""
+    sizes = launch.arguments
+    elements = sizes["BW"] * (sizes["ROWS"] * sizes["BK"] if "BK" in sizes else sizes["BC"])
+    return len(report.hot_loop()) * 32 * launch.options["num_warps"] / elements
+
+
+# Kernels whose longest innermost loop is one row or one chunk.
+MARCHING = ("depthwise_ring", "depthwise_backward_ring", "max_pool_ring", "avg_pool_ring", "pool_backward_ring", "separable_fused")
+
+
+HEADINGS = ("format", "warps", "registers", "spills", "shared memory", "widest load", "instructions an element")
+
+
+def row(layer, launch: Launch, report: Report, channels_last: bool) -> str:
+    name = launch.kernel.__name__
+    widest = next((f"{bits} bits" for bits in (128, 64) if report.count(rf"LDG\.E\.{bits}")), "up to 32 bits")
+    cells = (
+        f"{layer.__name__}: `{name}`",
+        "channels_last" if channels_last else "contiguous",
+        launch.options["num_warps"],
+        report.registers,
+        report.spills,
+        f"{math.ceil(report.shared_memory / 1024)} KB",
+        widest,
+        f"{instructions_an_element(launch, report):.1f}" if name in MARCHING else "",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def table(family: str) -> str:
+    """Markdown."""
+    lines = [f"| kernel ({family}, bfloat16, K = 3, {SIZE[1]} channels) | {' | '.join(HEADINGS)} |", "|---" * (1 + len(HEADINGS)) + "|"]
+    for layer in LAYERS:
+        for channels_last in (True, False):
+            for launch in launches(family, layer, torch.bfloat16, channels_last):
+                lines.append(row(layer, launch, compile_launch(launch, FAMILIES[family]), channels_last))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=[name for name in FAMILIES if name.startswith("sm_")], default="sm_90")
+    print(table(parser.parse_args().family))
+
+
+if __name__ == "__main__":
+    main()
