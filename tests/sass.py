@@ -41,6 +41,45 @@ class Loop:
     def mix(self) -> Counter:
         return Counter(i.name for i in self.instructions)
 
+    def interior(self, *through: str) -> int:
+        """Instructions of the shortest way around the loop that passes instructions of all these names: a round that loads, computes and
+        stores, without the blocks that only borders enter."""
+        starts = {0}
+        index = {i.address: n for n, i in enumerate(self.instructions)}
+        jumps = {}
+        for n, i in enumerate(self.instructions):
+            if i.name in ("BRA", "EXIT", "CALL"):
+                starts.add(n + 1)
+            target = re.search(r"0x([0-9a-f]+)", i.operands) if i.name == "BRA" else None
+            if target:
+                jumps[n] = index.get(int(target[1], 16))  # None leaves the loop
+                if jumps[n] is not None:
+                    starts.add(jumps[n])
+        edges = sorted(n for n in starts if n < len(self.instructions)) + [len(self.instructions)]
+        full = (1 << len(through)) - 1
+        best: dict[tuple[int, int], int] = {(0, 0): 0}
+        answer = None
+        # Addresses only grow inside a round, so blocks in order see every way in before any way out.
+        for first, end in zip(edges, edges[1:], strict=False):
+            body = self.instructions[first:end]
+            passed = sum(1 << t for t, name in enumerate(through) if any(i.name == name for i in body))
+            last = body[-1]
+            for (at, seen), cost in [(k, v) for k, v in best.items() if k[0] == first]:
+                state, total = seen | passed, cost + len(body)
+                ways = []
+                if last.name == "BRA":
+                    ways.append(jumps.get(end - 1))
+                if not (last.name in ("BRA", "EXIT") and not last.predicate and not re.match(r"\s*!?U?P", last.operands)):
+                    ways.append(end)
+                for to in ways:
+                    if to == 0 and state == full:
+                        answer = total if answer is None else min(answer, total)
+                    elif to is not None and to > first:
+                        best[to, state] = min(best.get((to, state), total), total)
+        if answer is None:
+            raise ValueError(f"no way around the loop passes {through}")
+        return answer
+
 
 @dataclass
 class Kernel:
@@ -60,9 +99,10 @@ class Kernel:
     def local_accesses(self) -> int:
         return sum(i.name in ("LDL", "STL") for i in self.instructions)
 
-    def hot_loop(self) -> Loop:
-        """The longest innermost loop."""
-        return max((loop for loop in self.loops if loop.innermost), key=lambda loop: len(loop.instructions))
+    def hot_loop(self, *through: str) -> Loop:
+        """The longest innermost loop that has instructions of all these names."""
+        fitting = [loop for loop in self.loops if loop.innermost and all(loop.count(name) for name in through)]
+        return max(fitting, key=lambda loop: len(loop.instructions))
 
 
 _LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
@@ -116,7 +156,8 @@ def read(cubin: Path) -> dict[str, Kernel]:
     for mangled, kernel in kernels.items():
         # Trailing NOPs and the branch to itself that fill up a function are no loop.
         kernel.loops = [loop for loop in _loops(kernel.instructions) if len(loop.instructions) > 1]
-        short = re.sub(r"^void ", "", readable[mangled])
+        # Enumerators among the template arguments are printed as casts.
+        short = re.sub(r"^void ", "", re.sub(r"\([\w:]+\)(?=\d)", "", readable[mangled]))
         kernel.name = re.sub(r"\(.*", "", short).replace("fastconv::cuda::", "")
         out[kernel.name] = kernel
     return out

@@ -52,6 +52,11 @@ struct Element<double> {
   FASTCONV_DEVICE static double element(double v) { return v; }
 };
 
+// The element in the low bits of a word.
+FASTCONV_DEVICE void fill_element(bf16& e, uint32_t word) { e.bits = static_cast<uint16_t>(word); }
+FASTCONV_DEVICE void fill_element(f16& e, uint32_t word) { e.bits = static_cast<uint16_t>(word); }
+FASTCONV_DEVICE void fill_element(float& e, uint32_t word) { e = ptx::bits_to_float(word); }
+
 // Elements of T in a vector of N bytes.
 template <class T, int N>
 constexpr int kElements = N / static_cast<int>(sizeof(T));

@@ -62,6 +62,13 @@ void check_alignment(const void* p, int bytes, const char* what);
 #define blockDim (::cuda_host::position->block_dim)
 #define gridDim (::cuda_host::position->grid_dim)
 
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+
 namespace fastconv {
 
 using Dim3 = cuda_host::Dim3;
