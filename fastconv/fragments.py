@@ -182,6 +182,15 @@ class Fragments:
         out = windows.offsets_row_major(self.tensor, self.strides) if len(self.strides) > 1 else self.tensor
         return FF.stitch(out, self.stride, self.dense_size)
 
+    def write_to(self, dense: Tensor) -> None:
+        """Writes these fragments, all or a part, to their places in the dense map `dense`; the tails stay behind."""
+        self._require_map("write_to")
+        (sy, sx), (height, width) = self.stride, self.dense_size
+        images = ((self._start + torch.arange(self.tensor.shape[0])) // self.offsets).tolist()
+        for i, (n, oy, ox) in enumerate(zip(images, *(o.tolist() for o in self.dense_offsets()), strict=True)):
+            place = dense[n, :, oy:height:sy, ox:width:sx]
+            place.copy_(self.tensor[i, :, : place.shape[1], : place.shape[2]])
+
     def parts(self, length: int) -> Iterator[Fragments]:
         """The same fragments, `length` entries of the batch at a time; `join` puts results together again."""
         count = self.tensor.shape[0] if self._count is None else self._count

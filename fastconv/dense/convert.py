@@ -92,10 +92,13 @@ def to_dense(
     _check_same_padding(network, rate, example_input)
 
     least = proof.least_size(network)
-    size = tuple(example_input.shape[2:]) if example_input is not None else None
-    plan = make_plan(network, rate, method, least, size, example_input, tune)
+    channels = proof.input_channels(network) if example_input is None else example_input.shape[1]
+
+    def candidate(plan: Plan) -> DenseModel:
+        return build(model, network, rate, plan, least, chunk_bytes)
+
+    plan = make_plan(network, rate, method, least, example_input, channels, candidate if tune else None)
     dense = build(model, network, rate, plan, least, chunk_bytes)
-    dense.train(model.training)
     dense.report = DenseReport(
         type(model).__name__,
         wanted,
@@ -122,11 +125,14 @@ def _output_field(network: Network, rate: dict[fx.Node, Rate], least: Pair) -> F
 def build(
     model: nn.Module, network: Network, rate: dict[fx.Node, Rate], plan: Plan, least: Pair, chunk_bytes: int | str | None
 ) -> DenseModel:
-    holder, graph = Rewriter(network, rate, plan.layout, least).run()
+    rewriter = Rewriter(network, rate, plan.layout, least)
+    holder, graph = rewriter.run()
     for name in model.state_dict(keep_vars=True):
         put_attribute(holder, name, model)
-    cuts = find_cuts(graph, plan.expansion) if chunk_bytes is not None and plan.expansion else ()
-    return DenseModel(holder, graph, cuts=cuts, chunk_bytes=plan.chunk_bytes if chunk_bytes == "auto" else chunk_bytes)
+    held = {new: (stride, plan.elements[old]) for new, (old, stride) in rewriter.fragments.items()}
+    cuts = find_cuts(graph, held) if chunk_bytes is not None else ()
+    dense = DenseModel(holder, graph, cuts=cuts, chunk_bytes=plan.chunk_bytes if chunk_bytes == "auto" else chunk_bytes)
+    return dense.train(model.training)
 
 
 def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, head: list[str], least: Pair, example: Tensor | None) -> None:
@@ -142,9 +148,8 @@ def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, hea
     if head and not branches:
         # The same conversion with every stride kept: at one position it must be the classifier itself.
         kept = rates(network, KEEP_ALL)
-        strided = build(model, network, kept, make_plan(network, kept, "dilated", least, None, None, False), least, None)
+        strided = build(model, network, kept, make_plan(network, kept, "dilated", least, None, image.shape[1]), least, None)
         one = torch.randn(2, image.shape[1], *least, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        strided.eval()
         report.head_error = proof.error_at_aligned(strided, _AtOnePosition(model), [None], one)
     outputs = [rate[node] if isinstance(network.values[node], Map) else None for node in network.output.all_input_nodes]
     report.error = proof.error_at_aligned(dense, strided, outputs, image)

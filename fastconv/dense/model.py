@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import operator
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from ..fragments import Fragments
+
+Pair = tuple[int, int]
 
 
 class DenseModel(fx.GraphModule):
@@ -18,11 +22,8 @@ class DenseModel(fx.GraphModule):
             processor's caches, and bound the memory. None: all at once.
     """
 
-    def __init__(
-        self, root: nn.Module, graph: fx.Graph, report=None, cuts: tuple[tuple[str, float], ...] = (), chunk_bytes: int | None = None
-    ):
-        # (name of a node that all that follows depends on alone and that gives Fragments, bytes that what follows needs for each of its
-        # bytes)
+    def __init__(self, root: nn.Module, graph: fx.Graph, report=None, cuts: tuple[tuple[str, float], ...] = (), chunk_bytes: int | None = None):
+        # (name of a node that gives Fragments and that all behind it depends on alone, bytes that what follows needs for each of its bytes)
         self.__dict__.update(cuts=tuple(cuts), chunk_bytes=chunk_bytes, report=report)
         super().__init__(root, graph, class_name="DenseModel")
         # GraphModule takes over what the graph reads; a checkpoint also holds what it does not, such as batch counters.
@@ -33,28 +34,28 @@ class DenseModel(fx.GraphModule):
         code = super().recompile()
         cls = type(self)
         cls.all_at_once = cls.forward
-        self.__dict__["_segments"] = (
-            [_function(graph) for graph in _segments(self.graph, [name for name, _ in self.cuts])] if self.cuts else []
-        )
+        self.__dict__["_segments"] = [_function(graph) for graph in _segments(self.graph, [name for name, _ in self.cuts])] if self.cuts else []
 
         def forward(self, x):
-            return self._run(0, x) if self._segments and self.chunk_bytes is not None else self.all_at_once(x)
+            if not self._segments or self.chunk_bytes is None:
+                return self.all_at_once(x)
+            leaves = list(self._leaves(0, x))
+            maps = [_stitched([leaf[i] for leaf in leaves]) for i in range(len(leaves[0]))]
+            return self._segments[-1](self, maps)
 
         cls.forward = forward
         return code
 
-    def _run(self, index: int, x):
-        """Segment `index` and all that follow, on Fragments from the first cut on; a batch too large for `chunk_bytes` is halved."""
-        if index == len(self._segments) - 1:
-            return self._segments[index](self, x)
+    def _leaves(self, index: int, x):
+        """The results of the segments from `index` on, part by part: where the maps to come would not fit into `chunk_bytes`, the batch is split."""
         x = self._segments[index](self, x)
+        if index == len(self._segments) - 2:
+            yield x
+            return
         entry = x.tensor[:1].numel() * x.tensor.element_size() * self.cuts[index][1]
-        length = max(1, int(self.chunk_bytes / entry))
-        if length >= x.tensor.shape[0]:
-            return self._run(index + 1, x)
-        parts = -(-x.tensor.shape[0] // length)
-        length = -(-x.tensor.shape[0] // parts)
-        return _join([self._run(index + 1, part) for part in x.parts(length)])
+        parts = -(-x.tensor.shape[0] // max(1, int(self.chunk_bytes / entry)))
+        for part in x.parts(-(-x.tensor.shape[0] // parts)):
+            yield from self._leaves(index + 1, part)
 
     def __deepcopy__(self, memo) -> DenseModel:
         holder = nn.Module()
@@ -97,14 +98,18 @@ def put_attribute(holder: nn.Module, name: str, source: nn.Module) -> None:
         setattr(holder, last, getattr(source, last))
 
 
-def _join(parts: list):
-    if isinstance(parts[0], Fragments):
-        return Fragments.join(parts)
-    if isinstance(parts[0], (tuple, list)):
-        return type(parts[0])(_join(list(group)) for group in zip(*parts, strict=True))
-    if isinstance(parts[0], dict):
-        return {key: _join([p[key] for p in parts]) for key in parts[0]}
-    raise TypeError(f"DenseModel: an output of type {type(parts[0]).__name__} cannot be put together from parts")
+def _stitched(parts: list[Fragments]) -> Tensor:
+    """The dense map of consecutive parts."""
+    if torch.is_grad_enabled() and any(p.requires_grad for p in parts):
+        return Fragments.join(parts).stitch()
+    out = None
+    for part in parts:
+        if out is None:
+            format = torch.channels_last if part.tensor.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+            shape = (part.batch, part.tensor.shape[1], *part.dense_size)
+            out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=format)
+        part.write_to(out)
+    return out
 
 
 def _function(graph: fx.Graph):
@@ -136,10 +141,8 @@ def _segments(graph: fx.Graph, cuts: list[str]) -> list[fx.Graph]:
     part.output(tuple(values[r] for r in results))
     segments.append(part)
     last = fx.Graph()
-    x = last.placeholder("x")
-    stitched = {}
-    for i, node in enumerate(final):
-        stitched[node] = last.call_method("stitch", (last.call_function(_item, (x, i)),))
+    maps = last.placeholder("maps")
+    stitched = {node: last.call_function(operator.getitem, (maps, i)) for i, node in enumerate(final)}
     last.output(fx.map_arg(output.args[0], lambda n: stitched[n]))
     segments.append(last)
     return segments
@@ -160,30 +163,27 @@ def _constant(node: fx.Node) -> bool:
     return node.op == "get_attr" or (node.op != "placeholder" and all(_constant(n) for n in node.all_input_nodes))
 
 
-def _item(values, index: int):
-    return values[index]
+def find_cuts(graph: fx.Graph, held: dict[fx.Node, tuple[Pair, float]]) -> tuple[tuple[str, float], ...]:
+    """Where the batch may be split: the first node behind each dealing out that gives Fragments and that everything behind it depends on alone.
 
-
-def find_cuts(graph: fx.Graph, expansion: dict[str, float]) -> tuple[tuple[str, float], ...]:
-    """Nodes that give Fragments and that everything behind them depends on alone (constants aside), in order.
-
-    expansion: by the name of a node, how many bytes the rest of the network needs for each byte of its value.
+    held: for the nodes that give Fragments, their total stride and the number of elements of their dense map.
+    Returns (name, how many bytes the rest of the network needs for each byte of its value).
     """
     nodes = list(graph.nodes)
     *body, output = nodes
     stitches = [n for n in body if n.op == "call_method" and n.target == "stitch"]
-    if not stitches or not all(n in stitches for n in output.all_input_nodes) or any(u is not output for n in stitches for u in n.users):
+    if not stitches or any(n not in stitches for n in output.all_input_nodes) or any(u is not output for n in stitches for u in n.users):
         return ()
     order = {n: i for i, n in enumerate(nodes)}
-    reach = 0
+    reach, last = 0, None
     cuts = []
     for i, node in enumerate(body):
         if _constant(node):
             continue
-        if reach <= i and node.name in expansion:
-            cuts.append((node.name, expansion[node.name]))
+        if reach <= i and node in held and held[node][0] != last:
+            last = held[node][0]
+            largest = max((held[n][1] for n in body[i:] if n in held), default=0.0)
+            # The largest step reads one map and writes another.
+            cuts.append((node.name, 2 * largest / held[node][1]))
         reach = max([reach, *(order[u] for u in node.users)])
     return tuple(cuts)
-
-
-__all__ = ["DenseModel", "find_cuts"]

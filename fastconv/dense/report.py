@@ -42,7 +42,7 @@ class DenseReport:
 
     field: receptive field of one output, with the dense output's jump; None for several outputs. error: relative L2 distance in float64
     from the strided network at its positions, None where not verified. head_error: the same for the slid head, at one position, against the
-    classifier. plan.choices: the cost of every choice.
+    classifier. plan.costs: the cost of every choice.
     """
 
     model: str
@@ -71,7 +71,7 @@ class DenseReport:
                 f"slid over the map: what follows {', '.join(self.head)}; differs from the classifier at one position by {_error(self.head_error)}"
             )
         lines.append(f"float64, aligned positions, input {self.verified_on}: relative L2 error {_error(self.error)}")
-        if self.plan.choices:
+        if self.plan.costs:
             lines.append(self.plan.table())
         return "\n".join(lines + self.notes)
 

@@ -36,6 +36,8 @@ class Rewriter:
         self.modules: dict[str, nn.Module] = {}
         self.graph = fx.Graph()
         self.held: dict[tuple[fx.Node, Pair | None], fx.Node] = {}
+        # The new graph's nodes that give Fragments: of which map, and their total stride.
+        self.fragments: dict[fx.Node, tuple[fx.Node, Pair]] = {}
         self.sizes: dict[fx.Node, tuple] = {}
         self.calls = _call_counts(self.root.graph)
 
@@ -65,7 +67,9 @@ class Rewriter:
         if not isinstance(self.network.values[node], Map):
             return self.held[node, None]
         if (node, layout) not in self.held:
-            self.held[node, layout] = self.relayout(self.held[node, self.layout[node]], self.layout[node], layout)
+            self.held[node, layout] = other = self.relayout(self.held[node, self.layout[node]], self.layout[node], layout)
+            if layout != ONE:
+                self.fragments[other] = (node, layout)
         return self.held[node, layout]
 
     def relayout(self, value: fx.Node, now: Pair, wanted: Pair) -> fx.Node:
@@ -79,8 +83,12 @@ class Rewriter:
 
     def put(self, node: fx.Node, value: fx.Node, now: Pair) -> None:
         self.held[node, now] = value
+        if now != ONE:
+            self.fragments[value] = (node, now)
         if now != self.layout[node]:
-            self.held[node, self.layout[node]] = self.relayout(value, now, self.layout[node])
+            self.held[node, self.layout[node]] = other = self.relayout(value, now, self.layout[node])
+            if self.layout[node] != ONE:
+                self.fragments[other] = (node, self.layout[node])
 
     def copy(self, node: fx.Node, layout: Pair) -> fx.Node:
         """The node as it is, its maps held as `layout`."""

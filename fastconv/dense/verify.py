@@ -56,7 +56,7 @@ def map_lengths(network: Network, size: Pair) -> dict[fx.Node, Pair]:
 
 def example_of(network: Network, total: Pair, least: Pair, example: Tensor | None, whole: bool) -> Tensor:
     """A random float64 image that exercises every border, as small as this network allows, or as large as the example where `whole`."""
-    channels = _input_channels(network) if example is None else example.shape[1]
+    channels = input_channels(network) if example is None else example.shape[1]
     if example is None:
         size = [max(n, 2 * t) + t // 2 + 1 for n, t in zip(least, total, strict=True)]
     elif whole:
@@ -71,7 +71,7 @@ def example_of(network: Network, total: Pair, least: Pair, example: Tensor | Non
     return torch.randn(1, channels, *size, dtype=torch.float64, generator=generator)
 
 
-def _input_channels(network: Network) -> int:
+def input_channels(network: Network) -> int:
     for node in network.graph_module.graph.nodes:
         if node.op == "call_module":
             module = network.graph_module.get_submodule(node.target)
