@@ -341,3 +341,32 @@ def test_report_is_a_table():
     text = str(dense.report)
     assert "output stride 6 -> 1" in text and "on 36 fragments, dilation 1" in text and "relative L2 error" in text
     assert dense.report.error < 1e-12
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 20_000, None])
+def test_fragments_a_few_at_a_time(chunk_bytes):
+    torch.manual_seed(12)
+    model = Network().double().eval()
+    x = torch.randn(2, 3, 61, 50, dtype=torch.float64)
+    whole = to_dense(model, 1, "dilated", fully_convolutional=True, verify=False)(x)
+    dense = to_dense(model, 1, "fragments", fully_convolutional=True, verify=False, chunk_bytes=chunk_bytes)
+    assert (len(dense.cuts) > 1) == (chunk_bytes is not None)
+    with torch.no_grad():
+        assert distance(dense(x), whole) < 1e-12
+    assert distance(dense(x), whole) < 1e-12
+
+
+def test_auto_prints_its_costs_and_tune_measures():
+    torch.manual_seed(13)
+    model = Network().eval()
+    x = torch.randn(1, 3, 64, 64)
+    for tune in (False, True):
+        dense = to_dense(model, 1, "auto", x, fully_convolutional=True, tune=tune)
+        plan = dense.report.plan
+        text = str(dense.report)
+        assert "GFLOP" in text and f"chosen: {plan.choice}" in text
+        assert bool(plan.measured) == tune
+        times = plan.measured or plan.predicted
+        assert times[plan.choice] == min(times.values())
+    with pytest.raises(ValueError, match="tune"):
+        to_dense(model, 1, "auto", tune=True)

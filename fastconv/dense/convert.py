@@ -145,10 +145,12 @@ def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, hea
             f"{branches} branches on the image's shape went as for {tuple(example.shape)}; other sizes might have gone elsewhere"
         )
     image = proof.example_of(network, total, least, example, whole=bool(branches))
-    if head and not branches:
-        # The same conversion with every stride kept: at one position it must be the classifier itself.
+    if head:
+        # The same conversion with every stride kept is the reference.
         kept = rates(network, KEEP_ALL)
         strided = build(model, network, kept, make_plan(network, kept, "dilated", least, None, image.shape[1]), least, None)
+    if head and not branches:
+        # At one position the slid head must be the classifier itself.
         one = torch.randn(2, image.shape[1], *least, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         report.head_error = proof.error_at_aligned(strided, _AtOnePosition(model), [None], one)
     outputs = [rate[node] if isinstance(network.values[node], Map) else None for node in network.output.all_input_nodes]

@@ -19,7 +19,8 @@ from .rates import Pair, Rate
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates in units per second: bytes of elementwise traffic on maps that fit the caches and on fresh large ones, depthwise bytes, FLOPs."""
+    """Rates in units per second: bytes of elementwise traffic on maps that fit the caches and on fresh large ones, depthwise bytes,
+    FLOPs."""
 
     cached: float
     fresh: float

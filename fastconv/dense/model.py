@@ -22,7 +22,9 @@ class DenseModel(fx.GraphModule):
             processor's caches, and bound the memory. None: all at once.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, report=None, cuts: tuple[tuple[str, float], ...] = (), chunk_bytes: int | None = None):
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, report=None, cuts: tuple[tuple[str, float], ...] = (), chunk_bytes: int | None = None
+    ):
         # (name of a node that gives Fragments and that all behind it depends on alone, bytes that what follows needs for each of its bytes)
         self.__dict__.update(cuts=tuple(cuts), chunk_bytes=chunk_bytes, report=report)
         super().__init__(root, graph, class_name="DenseModel")
@@ -34,7 +36,9 @@ class DenseModel(fx.GraphModule):
         code = super().recompile()
         cls = type(self)
         cls.all_at_once = cls.forward
-        self.__dict__["_segments"] = [_function(graph) for graph in _segments(self.graph, [name for name, _ in self.cuts])] if self.cuts else []
+        self.__dict__["_segments"] = (
+            [_function(graph) for graph in _segments(self.graph, [name for name, _ in self.cuts])] if self.cuts else []
+        )
 
         def forward(self, x):
             if not self._segments or self.chunk_bytes is None:
@@ -47,7 +51,8 @@ class DenseModel(fx.GraphModule):
         return code
 
     def _leaves(self, index: int, x):
-        """The results of the segments from `index` on, part by part: where the maps to come would not fit into `chunk_bytes`, the batch is split."""
+        """The results of the segments from `index` on, part by part: where the maps to come would not fit into `chunk_bytes`, the batch is
+        split."""
         x = self._segments[index](self, x)
         if index == len(self._segments) - 2:
             yield x
@@ -124,6 +129,7 @@ def _segments(graph: fx.Graph, cuts: list[str]) -> list[fx.Graph]:
     nodes = list(graph.nodes)
     *body, output = nodes
     final = [n for n in body if n.op == "call_method" and n.target == "stitch"]
+    constants = _constants(body)
     edges = [n for n in body if n.name in cuts]
     segments: list[fx.Graph] = []
     part = fx.Graph()
@@ -131,7 +137,7 @@ def _segments(graph: fx.Graph, cuts: list[str]) -> list[fx.Graph]:
     for node in body:
         if node in final:
             continue
-        values[node] = _copy(part, node, values, graph)
+        values[node] = _copy(part, node, values, constants)
         if node in edges:
             part.output(values[node])
             segments.append(part)
@@ -148,23 +154,31 @@ def _segments(graph: fx.Graph, cuts: list[str]) -> list[fx.Graph]:
     return segments
 
 
-def _copy(part: fx.Graph, node: fx.Node, values: dict, graph: fx.Graph) -> fx.Node:
+def _copy(part: fx.Graph, node: fx.Node, values: dict, constants: set[fx.Node]) -> fx.Node:
+    """The node in `part`; what is computed from parameters alone is computed again behind every cut."""
+
     def value(n: fx.Node) -> fx.Node:
         if n not in values:
-            if n.op != "get_attr" and not _constant(n):
+            if n not in constants:
                 raise RuntimeError(f"DenseModel: {n.name} crosses a cut")
-            values[n] = _copy(part, n, values, graph)
+            values[n] = _copy(part, n, values, constants)
         return values[n]
 
     return part.node_copy(node, value)
 
 
-def _constant(node: fx.Node) -> bool:
-    return node.op == "get_attr" or (node.op != "placeholder" and all(_constant(n) for n in node.all_input_nodes))
+def _constants(nodes: list[fx.Node]) -> set[fx.Node]:
+    """The nodes that do not depend on the image."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "get_attr" or (node.op != "placeholder" and all(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def find_cuts(graph: fx.Graph, held: dict[fx.Node, tuple[Pair, float]]) -> tuple[tuple[str, float], ...]:
-    """Where the batch may be split: the first node behind each dealing out that gives Fragments and that everything behind it depends on alone.
+    """Where the batch may be split: the first node behind each dealing out that gives Fragments and that everything behind it depends on
+    alone.
 
     held: for the nodes that give Fragments, their total stride and the number of elements of their dense map.
     Returns (name, how many bytes the rest of the network needs for each byte of its value).
@@ -176,9 +190,10 @@ def find_cuts(graph: fx.Graph, held: dict[fx.Node, tuple[Pair, float]]) -> tuple
         return ()
     order = {n: i for i, n in enumerate(nodes)}
     reach, last = 0, None
+    constants = _constants(body)
     cuts = []
     for i, node in enumerate(body):
-        if _constant(node):
+        if node in constants:
             continue
         if reach <= i and node in held and held[node][0] != last:
             last = held[node][0]
