@@ -51,12 +51,13 @@ PLANTS = {
 
 # Program: kernel sources (instrumented), the rest, cases.
 PROGRAMS = {
+    "depthwise": (["csrc/cuda/depthwise.cu"], ["run_depthwise.cpp"], cases.depthwise),
     "shift_stitch": (["csrc/cuda/shift_stitch.cu"], ["run_shift_stitch.cpp"], cases.shift_stitch),
     "max_pool": (["csrc/cuda/max_pool.cu"], ["run_max_pool.cpp"], cases.max_pool),
     "max_pool_backward": (["csrc/cuda/max_pool_backward.cu"], ["run_max_pool_backward.cpp"], cases.max_pool_backward),
     "avg_pool": (["csrc/cuda/avg_pool.cu"], ["run_avg_pool.cpp"], cases.avg_pool),
 }
-PLAIN = ["driver.cpp", "csrc/common/plan.cpp"]
+PLAIN = ["driver.cpp", "csrc/common/plan.cpp", "csrc/common/plan_depthwise.cpp"]
 
 # Fresh operands and a fresh order of threads each time; a failure prints the line of its case, seed included.
 SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))

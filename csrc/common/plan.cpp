@@ -2,22 +2,9 @@
 
 #include <algorithm>
 
+#include "widest_vector.h"
+
 namespace fastconv::cuda {
-namespace {
-
-// The widest of 16, 8, 4, 2, 1 bytes that divides every one of these.
-template <class... Values>
-int widest_vector(Values... values) {
-  const uint64_t all = (static_cast<uint64_t>(values) | ...);
-  for (int bytes = 16; bytes > 1; bytes /= 2)
-    if (all % bytes == 0) return bytes;
-  return 1;
-}
-
-uint64_t address(const void* p) { return reinterpret_cast<uint64_t>(p); }
-int64_t element_bytes(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
-
-}  // namespace
 
 RowPlan plan_rows(int64_t n, int64_t planes, int64_t rows, int64_t row, int64_t pixel, int64_t unit_bytes) {
   // About 16 KB a block: enough copies in flight for each thread, few enough blocks that their prologue does not show.
@@ -42,6 +29,47 @@ StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t 
   p.strips = ceil_div(class_rows, rows);
   p.rows = static_cast<int>(ceil_div(class_rows, p.strips));
   p.total = across * p.strips;
+  return p;
+}
+
+BandPlan plan_bands(
+    int64_t n, int64_t planes, int64_t h, int64_t w, int64_t dh, int columns_per_lane, int64_t halo_rows, int64_t halo_columns, int element_bytes,
+    const Device& device) {
+  BandPlan p;
+  p.h = h, p.w = w, p.dh = dh, p.planes = planes, p.element_bytes = element_bytes;
+  p.threads = 256;
+  // As few tiles as leave few threads idle: every tile stages its own halo columns.
+  double best = 0;
+  for (int64_t tiles = ceil_div(w, int64_t(p.threads) * columns_per_lane); tiles <= ceil_div(w, 32 * columns_per_lane) || best == 0; ++tiles) {
+    const int64_t lanes = ceil_div(ceil_div(w, tiles), columns_per_lane), items = p.threads / lanes;
+    const double busy = double(items) / p.threads * double(w) / double(tiles * columns_per_lane);
+    const double staged = double(w) / double(w + tiles * halo_columns);
+    if (busy * staged > best) {
+      best = busy * staged;
+      p.tiles = tiles, p.lanes = static_cast<int>(lanes), p.items_per_block = static_cast<int>(items);
+    }
+  }
+  p.columns = p.lanes * columns_per_lane;
+  const int64_t per = 16 / element_bytes, class_rows = ceil_div(h, dh);
+  p.row_classes = std::min(dh, h);
+  // The first column may stand anywhere within its 16 bytes.
+  const int64_t pitch = round_up(p.columns + halo_columns + per - 1, per) * element_bytes;
+  // Long strips stage their halo rows less often; six blocks should fit on a multiprocessor, and every multiprocessor have some. Wide halos
+  // beside narrow maps (large dilations) leave room for fewer items.
+  const int64_t most = device.shared_per_multiprocessor / 6, least_rows = std::min<int64_t>(class_rows, 2 * halo_rows) + halo_rows;
+  p.items_per_block = static_cast<int>(std::clamp<int64_t>(most / (pitch * least_rows), 1, p.items_per_block));
+  if (pitch * (1 + halo_rows) > device.shared_per_block) return BandPlan{};
+  p.pitch_bytes = static_cast<int>(pitch);
+  const int64_t memory_rows = most / (pitch * p.items_per_block) - halo_rows;
+  const int64_t items_of_one_strip = n * planes * p.row_classes * p.tiles, wanted_items = int64_t(device.multiprocessors) * 4 * p.items_per_block;
+  const int64_t busy_rows = std::max<int64_t>(class_rows * items_of_one_strip / std::max<int64_t>(wanted_items, 1), 4 * std::max<int64_t>(halo_rows, 1));
+  const int64_t rows = std::clamp<int64_t>(std::min(memory_rows, busy_rows), 1, std::min<int64_t>(class_rows, 32));
+  p.strips = ceil_div(class_rows, rows);
+  p.rows = static_cast<int>(ceil_div(class_rows, p.strips));
+  p.input_rows = static_cast<int>(p.rows + halo_rows);
+  p.items = items_of_one_strip * p.strips;
+  p.blocks = ceil_div(p.items, p.items_per_block);
+  p.shared_bytes = static_cast<size_t>(p.pitch_bytes) * p.input_rows * p.items_per_block;
   return p;
 }
 

@@ -33,6 +33,19 @@ struct StripPlan {
 };
 StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t dh, int64_t dw, int columns, int halo_rows, const Device& device);
 
+// Contiguous planes in bands staged in shared memory: items of `rows` rows of a residue class by `columns` columns, `lanes` threads each.
+struct BandPlan {
+  int64_t h, w, dh, planes;  // the result
+  int lanes, columns, rows, input_rows, items_per_block, threads, pitch_bytes, element_bytes;
+  int64_t tiles, strips, row_classes, items, blocks;
+  size_t shared_bytes;
+};
+// `columns_per_lane` columns a thread; halo_rows rows of the class and halo_columns columns more are staged than produced. No blocks: one row
+// and its halo do not fit into shared memory.
+BandPlan plan_bands(
+    int64_t n, int64_t planes, int64_t h, int64_t w, int64_t dh, int columns_per_lane, int64_t halo_rows, int64_t halo_columns, int element_bytes,
+    const Device& device);
+
 // ---- shift and stitch ----------------------------------------------------------------------------------------------------------
 enum class CopyForm { vectors, rows };
 struct CopyPlan {

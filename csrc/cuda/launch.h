@@ -1,7 +1,7 @@
 // The seam between entries (torch, no device code) and kernels (device code, no torch): one launch function per kernel family. They enqueue on
 // `stream` and return; cudaGetLastError tells afterwards.
 #pragma once
-#include "common/plan.h"
+#include "common/plan_depthwise.h"
 
 struct CUstream_st;
 
@@ -9,6 +9,7 @@ namespace fastconv::cuda {
 
 using Stream = CUstream_st*;
 
+void launch_depthwise(const DepthwiseForward& p, const DepthwisePlan& plan, Stream stream);
 void launch_shift(const ShiftStitch& p, const CopyPlan& plan, Stream stream);
 void launch_stitch(const ShiftStitch& p, const CopyPlan& plan, Stream stream);
 void launch_max_pool(const MaxPool& p, const PoolPlan& plan, Stream stream);

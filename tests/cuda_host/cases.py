@@ -94,3 +94,60 @@ def avg_pool() -> list[dict]:
         for k, dtype in enumerate(("bf16", "f16", "f32", "f64"))
     ]
     return rows + [dict(n=1, c=8, h=6, w=8, k=3, s=2, p=1, dtype="bf16", layout="channels_last", backward=backward, offset=1) for backward in (0, 1)]
+
+
+# ---- convolutions ----------------------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = ("identity", "relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish")
+
+
+def _convolutions() -> list[dict]:
+    """Shapes of the convolution cases. c = 8 and 16 take the strips of channels_last, 7 and 5 nothing wider than an element."""
+    return [
+        dict(n=2, c=8, h=7, w=9, k=3, p=1),
+        dict(n=1, c=16, h=13, w=6, k=3, p=2, d=2),
+        dict(n=1, c=8, h=5, w=5, k=3, p=3, d=3),
+        dict(n=1, c=8, h=6, w=7, k=3, p=12, d=12),
+        dict(n=1, c=8, h=4, w=33, k=3, p=1),
+        dict(n=1, c=8, h=1, w=1, k=3, p=1),
+        dict(n=1, c=8, h=9, w=8, k=3, p=0),
+        dict(n=1, c=8, h=5, w=6, k=3, p=4),
+        dict(n=1, c=8, h=70, w=3, k=3, p=1),
+        dict(n=1, c=8, h=8, w=9, k=3, pt=0, pb=2, pl=2, pr=1, dh=1, dw=2),
+        dict(n=1, c=8, h=11, w=10, k=5, p=2),
+        dict(n=1, c=8, h=12, w=11, k=5, p=6, d=3),
+        dict(n=1, c=8, h=9, w=14, k=7, p=3),
+        dict(n=1, c=8, h=8, w=15, k=7, p=6, d=2),
+        dict(n=2, c=7, h=6, w=5, k=3, p=1),
+        dict(n=1, c=5, h=9, w=130, k=3, p=1),
+        dict(n=1, c=8, h=9, w=11, k=3, p=1, s=2),
+        dict(n=1, c=16, h=12, w=10, k=5, p=2, sh=2, sw=3),
+        dict(n=1, c=8, h=7, w=8, kh=3, kw=1, pt=1, pb=1),
+        dict(n=1, c=8, h=7, w=8, kh=1, kw=5, pl=2, pr=2),
+        dict(n=2, c=8, h=7, w=6, k=1),
+        dict(n=1, c=8, h=13, w=14, k=11, p=5),
+        dict(n=1, c=4, h=7, w=8, k=3, p=1, m=2),
+        dict(n=1, c=5, h=8, w=7, kh=4, kw=2, pt=1, pb=2, pr=1, m=3, s=2),
+    ]
+
+
+def depthwise() -> list[dict]:
+    rows = [
+        dict(shape, dtype=dtype, layout=layout, bias=(i + j + k) % 2, act=ACTIVATIONS[(i + 3 * j + k) % 7])
+        for i, shape in enumerate(_convolutions())
+        for j, layout in enumerate(LAYOUTS)
+        for k, dtype in enumerate(("bf16", "f16", "f32"))
+    ]
+    for act in ACTIVATIONS:
+        for k, dtype in ((3, "bf16"), (5, "f32"), (7, "f16")):
+            rows += [dict(n=1, c=8, h=6, w=7, k=k, p=k // 2, dtype=dtype, layout=layout, act=act) for layout in LAYOUTS]
+        rows += [dict(n=1, c=8, h=5, w=6, k=3, p=1, s=2, dtype="bf16", layout=layout, act="relu", input_act=act) for layout in LAYOUTS]
+    # Off the alignment of vectors, and with images more than 2^31 elements apart.
+    rows += [dict(n=1, c=8, h=6, w=8, k=3, p=1, s=s, dtype=dtype, layout=layout, offset=1) for s in (1, 2) for dtype in ("bf16", "f32") for layout in LAYOUTS]
+    rows += [dict(n=2, c=8, h=4, w=5, k=3, p=1, s=s, dtype="bf16", layout=layout, far=1) for s in (1, 2) for layout in LAYOUTS]
+    rows.append(dict(n=2, c=7, h=4, w=5, k=3, p=1, dtype="bf16", layout="channels_last", far=1))
+    # Each kernel where it is meant to run.
+    rows += [dict(n=1, c=8, h=6, w=6, k=k, p=1, dtype="bf16", layout="channels_last", form="pixels") for k in (3, 5, 7)]
+    rows += [dict(n=1, c=3, h=6, w=6, k=k, p=1, dtype="f16", layout="contiguous", form="bands") for k in (3, 5, 7)]
+    rows.append(dict(n=1, c=8, h=6, w=6, k=3, p=1, s=2, dtype="bf16", layout="channels_last", form="vectors"))
+    return rows
