@@ -12,7 +12,7 @@ struct DealtMap {
   int64_t pixel() const { return layout == Layout::channels_last ? channels : 1; }
   // Of the first element of column `fragment` (an offset 0 <= ox < sx) in row y.
   int64_t offset(int64_t n, int64_t c, int64_t y, int64_t fragment) const {
-    const int64_t b = (n * sy + y % sy) * sx + fragment, u = y / sy;
+    const int64_t u = sy == 1 ? y : y / sy, b = (n * sy + y - u * sy) * sx + fragment;
     return layout == Layout::channels_last ? (b * h + u) * w * channels + c : ((b * channels + c) * h + u) * w;
   }
   int64_t fragment_stride() const { return channels * h * w; }

@@ -4,6 +4,24 @@
 
 namespace fastconv::FASTCONV_ISA {
 
+// Runs are often a few elements, channels of a pixel: a call of memcpy would cost more than they do.
+template <class T>
+FASTCONV_INLINE void copy_run(T* __restrict to, const T* __restrict from, int64_t n) {
+  int64_t bytes = n * int64_t(sizeof(T));
+  const char* a = reinterpret_cast<const char*>(from);
+  char* b = reinterpret_cast<char*>(to);
+  typedef char block __attribute__((vector_size(4 * L)));
+  for (; bytes >= int64_t(sizeof(block)); bytes -= sizeof(block), a += sizeof(block), b += sizeof(block)) {
+    block v;
+    memcpy(&v, a, sizeof(v));
+    memcpy(b, &v, sizeof(v));
+  }
+  for (; bytes >= 8; bytes -= 8, a += 8, b += 8) memcpy(b, a, 8);
+  if (bytes & 4) memcpy(b, a, 4), a += 4, b += 4;
+  if (bytes & 2) memcpy(b, a, 2), a += 2, b += 2;
+  if (bytes & 1) *b = *a;
+}
+
 // With S known the compiler turns the strided access into shuffles.
 template <class T, int S>
 void spread_by(const T* __restrict row, T* __restrict first, int64_t fragment_stride, int64_t count) {

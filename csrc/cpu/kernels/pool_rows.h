@@ -8,6 +8,7 @@
 
 namespace fastconv::FASTCONV_ISA {
 
+// One plane (contiguous) or some channels of one image (channels_last), columns [x0, x1), rows [y0, y1).
 struct Strip {
   int64_t n, c, channels, x0, x1, y0, y1;
 };
@@ -37,6 +38,21 @@ struct Carver {
   }
 };
 
+// Vectors may run past the end of a scratch row by less than this many elements.
+constexpr int64_t kSlack = 64;
+
+// Elements between two scratch rows: whole cache lines, an odd number of them, which spreads the rows over all cache sets.
+template <class E>
+int64_t row_pitch(int64_t elements) {
+  const int64_t line = 64 / sizeof(E);
+  return (ceil_div(elements, line) | 1) * line;
+}
+
+template <class A>
+void fill_row(A* dst, int64_t n, A value) {
+  for (int64_t e = 0; e < n; ++e) dst[e] = value;
+}
+
 template <class T>
 inline T narrow(double v) {
   T out;
@@ -48,85 +64,158 @@ inline double narrow(double v) {
   return v;
 }
 
-// Vectors may run past the end of a scratch row by less than this.
-constexpr int64_t kSlack = 64;
+// Whether a reader looks out for NaNs and infinities in what it passes on.
+enum class Look { past, out };
 
-// Elements between two rows of a ring. An odd number of cache lines spreads the rows over all cache sets.
-template <class A>
-int64_t ring_pitch(int64_t elements) {
-  const int64_t line = 64 / sizeof(A);
-  return (ceil_div(elements + kSlack, line) | 1) * line;
-}
-
-template <class A>
-void fill_row(A* dst, int64_t n, A value) {
+template <Look look, class T, class A>
+FASTCONV_INLINE void widen(const T* src, A* dst, int64_t n, typename Lanes<A>::V& watched) {
   using V = Lanes<A>;
-  const typename V::V v = V::set(value);
-  for (int64_t e = 0; e < n; e += V::n) V::put(dst + e, v);
-}
-
-template <class T, class A>
-FASTCONV_INLINE void widen(const T* src, A* dst, int64_t n) {
-  constexpr int N = Lanes<A>::n;
+  // Four chains, for a chain of multiply-adds waits for itself.
+  typename V::V seen[4] = {};
   int64_t e = 0;
-  for (; e + N <= n; e += N) Lanes<A>::put(dst + e, get_whole(src + e));
-  if (e < n) Lanes<A>::put(dst + e, get_part(src + e, int(n - e)));
+  const auto pass = [&](int chain, typename V::V v) {
+    if constexpr (look == Look::out) seen[chain] = V::watch(seen[chain], v);
+    return v;
+  };
+  for (; e + 4 * V::n <= n; e += 4 * V::n) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) V::put(dst + e + i * V::n, pass(i, get_whole(src + e + i * V::n)));
+  }
+  for (; e + V::n <= n; e += V::n) V::put(dst + e, pass(0, get_whole(src + e)));
+  if (e < n) Exact::put_part(dst + e, pass(1, get_part(src + e, int(n - e))), int(n - e));
+  if constexpr (look == Look::out) watched += (seen[0] + seen[1]) + (seen[2] + seen[3]);
 }
 
-FASTCONV_INLINE void fill_row(uint8_t* dst, int64_t n, uint8_t value) { memset(dst, value, n); }
-FASTCONV_INLINE void widen(const uint8_t* src, uint8_t* dst, int64_t n) { memcpy(dst, src, n); }
+// Reads rows of a strip of a map: columns [xa, xb), of which [0, width) exist. Only those are written; the padding around them is for the
+// caller to put in place once.
+template <class T>
+class RowReader {
+ public:
+  RowReader(const DealtMap& map, const T* data, T* deal) : map_(map), data_(data), deal_(deal) {}
+  // Room for the `deal` row.
+  static int64_t deal_elements(const DealtMap& map, int64_t columns) { return map.sx > 1 && map.pixel() == 1 ? columns + 2 * map.sx : 0; }
 
-// Columns [xa, xb) of row y, of which [0, width) exist, the others read as `pad`. `deal` is room for the row as T.
-template <class T, class A>
-void load_row(const DealtMap& m, const T* data, const Strip& s, int64_t y, int64_t xa, int64_t xb, int64_t width, A pad, A* dst, T* deal) {
-  const int64_t in = xa > 0 ? xa : 0, lo = in < xb ? in : xb, end = xb < width ? xb : width, hi = end > lo ? end : lo;
-  const int64_t pixel = m.pixel(), channels = s.channels;
-  if (lo > xa) fill_row(dst, (lo - xa) * channels, pad);
-  A* to = dst + (lo - xa) * channels;
-  if (hi > lo) {
-    const T* from = data + m.offset(s.n, s.c, y, 0);
-    if (m.sx == 1 && pixel == channels) {
-      widen(from + lo * pixel, to, (hi - lo) * channels);
-    } else if (m.sx == 1) {
-      for (int64_t x = lo; x < hi; ++x) widen(from + x * pixel, to + (x - lo) * channels, channels);
+  void start(const Strip& s, int64_t xa, int64_t xb, int64_t width) {
+    s_ = s;
+    const int64_t in = xa > 0 ? xa : 0, end = xb < width ? xb : width;
+    lo_ = in < xb ? in : xb, hi_ = end > lo_ ? end : lo_;
+    left_ = (lo_ - xa) * s.channels;
+  }
+
+  template <Look look, class A>
+  void read(int64_t y, A* row, typename Lanes<A>::V& watched) const {
+    each_run(y, [&](const T* from, int64_t at, int64_t n) { widen<look>(from, row + at, n, watched); });
+  }
+  // As they are.
+  void copy(int64_t y, T* row) const {
+    each_run(y, [&](const T* from, int64_t at, int64_t n) { copy_run(row + at, from, n); });
+  }
+
+ private:
+  template <class F>
+  FASTCONV_INLINE void each_run(int64_t y, const F& f) const {
+    const int64_t pixel = map_.pixel(), channels = s_.channels;
+    if (hi_ <= lo_) return;
+    const T* from = data_ + map_.offset(s_.n, s_.c, y, 0);
+    if (map_.sx == 1 && pixel == channels) {
+      f(from + lo_ * pixel, left_, (hi_ - lo_) * channels);
+    } else if (map_.sx == 1) {
+      for (int64_t x = lo_; x < hi_; ++x) f(from + x * pixel, left_ + (x - lo_) * channels, channels);
     } else if (pixel == 1) {
-      const int64_t v0 = lo / m.sx, v1 = ceil_div(hi, m.sx);
-      collect(from + v0, m.fragment_stride(), m.sx, v1 - v0, deal);
-      widen(deal + (lo - v0 * m.sx), to, hi - lo);
+      const int64_t v0 = lo_ / map_.sx, v1 = ceil_div(hi_, map_.sx);
+      collect(from + v0, map_.fragment_stride(), map_.sx, v1 - v0, deal_);
+      f(deal_ + (lo_ - v0 * map_.sx), left_, hi_ - lo_);
     } else {
-      for (int64_t x = lo; x < hi; ++x) widen(from + (x % m.sx) * m.fragment_stride() + x / m.sx * pixel, to + (x - lo) * channels, channels);
+      int64_t o = lo_ % map_.sx, v = lo_ / map_.sx;
+      for (int64_t x = lo_; x < hi_; ++x) {
+        f(from + o * map_.fragment_stride() + v * pixel, left_ + (x - lo_) * channels, channels);
+        if (++o == map_.sx) o = 0, ++v;
+      }
     }
   }
-  if (xb > hi) fill_row(dst + (hi - xa) * channels, (xb - hi) * channels, pad);
-}
 
-// Whether a row of the strip lies in memory as one run, to be written without a detour.
-inline bool is_run(const DealtMap& m, const Strip& s) { return m.sx == 1 && m.pixel() == s.channels; }
-template <class T>
-T* run_at(const DealtMap& m, T* data, const Strip& s, int64_t y) {
-  return data + m.offset(s.n, s.c, y, 0) + s.x0 * m.pixel();
-}
+  DealtMap map_;
+  const T* data_;
+  T* deal_;
+  Strip s_;
+  int64_t lo_, hi_, left_;
+};
 
-// Row y of the strip from scratch into the map; x0 and x1 are multiples of sx.
+// Writes rows of a strip of a map; x0 and x1 are multiples of sx.
 template <class T>
-void store_row(const DealtMap& m, T* data, const Strip& s, int64_t y, const T* row) {
-  const int64_t pixel = m.pixel(), channels = s.channels;
-  T* to = data + m.offset(s.n, s.c, y, 0) + s.x0 / m.sx * pixel;
-  if (m.sx == 1 && pixel == channels) {
-    memcpy(to, row, sizeof(T) * (s.x1 - s.x0) * channels);
-  } else if (pixel == 1) {
-    spread(row, to, m.fragment_stride(), m.sx, (s.x1 - s.x0) / m.sx);
-  } else {
-    for (int64_t x = s.x0; x < s.x1; x += m.sx, to += pixel)
-      for (int64_t o = 0; o < m.sx; ++o, row += channels) memcpy(to + o * m.fragment_stride(), row, sizeof(T) * channels);
+class RowWriter {
+ public:
+  RowWriter(const DealtMap& map, T* data) : map_(map), data_(data) {}
+  void start(const Strip& s) { s_ = s; }
+
+  // Where row y lies in memory as one run, for the kernel to write it there; null where it has to go through write().
+  T* direct(int64_t y) const { return map_.sx == 1 && map_.pixel() == s_.channels ? at(y) : nullptr; }
+
+  void write(int64_t y, const T* row) const {
+    const int64_t pixel = map_.pixel(), channels = s_.channels;
+    T* to = at(y);
+    if (map_.sx == 1 && pixel == channels) {
+      copy_run(to, row, (s_.x1 - s_.x0) * channels);
+    } else if (pixel == 1) {
+      spread(row, to, map_.fragment_stride(), map_.sx, (s_.x1 - s_.x0) / map_.sx);
+    } else {
+      for (int64_t x = s_.x0; x < s_.x1; x += map_.sx, to += pixel)
+        for (int64_t o = 0; o < map_.sx; ++o, row += channels) copy_run(to + o * map_.fragment_stride(), row, channels);
+    }
   }
-}
 
-// f(y) for the rows of the strip, one residue class of the dilation after the other: neighbours in a class share all rows of their windows but one.
+ private:
+  T* at(int64_t y) const { return data_ + map_.offset(s_.n, s_.c, y, 0) + s_.x0 / map_.sx * map_.pixel(); }
+
+  DealtMap map_;
+  T* data_;
+  Strip s_;
+};
+
+// The source rows behind consecutive rows of one residue class of the dilation. Row j of the class needs units j .. j + kernel - 1; unit i is
+// source row first + i*dilation and exists for lo <= i < hi. Units are loaded in order, a block at a time, into a ring of slots.
+struct RowWindow {
+  int64_t kernel, dilation, block, mask;
+  int64_t first, lo, hi, loaded;
+
+  // As many rows a block as make a loop over them worth its start; a block is contiguous in the ring.
+  static RowWindow of(int64_t kernel, int64_t dilation, int64_t pitch, int64_t rows) {
+    RowWindow w = {};
+    w.kernel = kernel, w.dilation = dilation, w.block = 1;
+    while (w.block < 16 && w.block * pitch < 512 && w.block < rows) w.block *= 2;
+    int64_t slots = w.block;
+    while (slots < kernel - 1 + w.block) slots *= 2;
+    w.mask = slots - 1;
+    return w;
+  }
+  int64_t slots() const { return mask + 1; }
+
+  void begin(int64_t first_row, int64_t height, int64_t outputs) {
+    first = first_row;
+    lo = first < 0 ? ceil_div(-first, dilation) : 0;
+    const int64_t all = outputs + kernel - 1, end = first < height ? ceil_div(height - first, dilation) : 0;
+    hi = all < end ? all : end;
+    loaded = lo;
+  }
+  int64_t row(int64_t unit) const { return first + unit * dilation; }
+  int64_t slot(int64_t unit) const { return (unit - lo) & mask; }
+  int64_t from(int64_t j) const { return j > lo ? j : lo; }
+  int64_t to(int64_t j) const { return j + kernel < hi ? j + kernel : hi; }
+  // load(first unit, count, first slot) for what row j still lacks.
+  template <class F>
+  void need(int64_t j, const F& load) {
+    while (loaded < to(j)) {
+      const int64_t count = hi - loaded < block ? hi - loaded : block;
+      load(loaded, count, slot(loaded));
+      loaded += count;
+    }
+  }
+};
+
+// f(first row, rows) for every residue class of the dilation: neighbours in a class share all source rows of their windows but one.
 template <class F>
-void for_each_row(const Strip& s, int64_t dilation, const F& f) {
-  for (int64_t r = 0; r < dilation && s.y0 + r < s.y1; ++r)
-    for (int64_t y = s.y0 + r; y < s.y1; y += dilation) f(y);
+void for_each_class(const Strip& s, int64_t dilation, const F& f) {
+  for (int64_t r = 0; r < dilation && s.y0 + r < s.y1; ++r) f(s.y0 + r, ceil_div(s.y1 - s.y0 - r, dilation));
 }
 
 inline DealtMap plain_map(const PoolGeometry& g, Layout layout) { return {g.c, g.h, g.w, 1, 1, layout}; }
@@ -137,16 +226,6 @@ inline DealtMap pooled_map(const PoolGeometry& g, Layout layout) {
 // Positions that have to be written: a fragment's tail is a row or column beyond the dense map.
 inline int64_t pooled_height(const PoolGeometry& g) { return g.fragments ? g.frag_h * g.sh : g.dense_h; }
 inline int64_t pooled_width(const PoolGeometry& g) { return g.fragments ? g.frag_w * g.sw : g.dense_w; }
-
-// The rows of a strip that the windows of one row need: `slots` of them, `dilation` apart, found again by their number.
-struct RowRing {
-  int64_t* held;
-  int64_t slots, dilation;
-  void reset() {
-    for (int64_t i = 0; i < slots; ++i) held[i] = -1;
-  }
-  int64_t slot(int64_t row) const { return row / dilation % slots; }
-};
 
 // Cuts a map of `height` x `width` positions into strips whose ring of rows stays in the first-level cache where the halo allows it.
 // `bytes` is what one element of a row costs, over all rows of the ring; strips are multiples of `quantum` columns.
@@ -176,6 +255,25 @@ inline PoolPlan plan_strips(const PoolGeometry& g, Layout layout, int64_t height
   plan.rows = ceil_div(height, plan.bands);
   plan.bands = ceil_div(height, plan.rows);
   plan.items = images * plan.chunks * plan.strips * plan.bands;
+  return plan;
+}
+
+// The same for kernels that keep no rows and pay nothing for halos: strips as wide as their blocks of rows fit the second-level cache.
+inline PoolPlan plan_blocks(const PoolGeometry& g, Layout layout, int64_t height, int64_t width, int64_t quantum, int64_t bytes, int threads) {
+  constexpr int64_t kCache = 768 * 1024, kRows = 10;
+  PoolPlan plan = {};
+  plan.channels = layout == Layout::channels_last ? g.c : 1, plan.chunks = 1;
+  const int64_t images = layout == Layout::channels_last ? g.n : g.n * g.c, halo = (g.kw - 1) * g.dw;
+  const int64_t fitting = kCache / (kRows * bytes * plan.channels) - halo, columns = fitting > 4 * halo + 8 ? fitting : 4 * halo + 8;
+  plan.strips = ceil_div(width, columns);
+  plan.columns = round_up(ceil_div(width, plan.strips), quantum);
+  plan.strips = ceil_div(width, plan.columns);
+  const int64_t items = images * plan.strips, least = 8 * g.dh;
+  const int64_t wanted = items >= 4 * threads || threads == 1 ? 1 : ceil_div(4 * threads, items > 0 ? items : 1), most = height > least ? height / least : 1;
+  plan.bands = wanted < most ? wanted : most;
+  plan.rows = ceil_div(height, plan.bands);
+  plan.bands = ceil_div(height, plan.rows);
+  plan.items = images * plan.strips * plan.bands;
   return plan;
 }
 
