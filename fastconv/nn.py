@@ -2,7 +2,12 @@
 
 Their `state_dict` is that of the plain network: DepthwiseConv2d has the keys of an nn.Conv2d,
 DepthwiseSeparableConv2d those of the nn.Sequential of convolutions, norms and activations that it stands for.
+
+Modules of fastconv that stand for modules of torch have a `plain_forward`: the same numbers by torch's own modules, one after the other, on
+the same parameters. It is what graph tools read (`to_dense`, the receptive field), and what :func:`plain` runs.
 """
+
+import copy
 
 from torch import Tensor, nn
 
@@ -21,6 +26,15 @@ _ACTIVATION_MODULES = {
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
     "hardswish": nn.Hardswish,
 }
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A copy of `model` that runs torch's own modules only: what a comparison compares with. Its state_dict is the model's."""
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if hasattr(module, "plain_forward"):
+            module.forward = module.plain_forward
+    return twin
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -61,6 +75,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.depthwise_conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.activation)
+
+    def plain_forward(self, input: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](super().forward(input))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation}" if self.activation != "identity" else "")
@@ -218,6 +235,14 @@ class DepthwiseSeparableConv2d(nn.Module):
             out = self._fused(input, self._folded(depthwise, (pointwise[0], None)), "identity", None)
             return self._finish(pointwise[1](out), residual)
         return self._fused(input, self._folded(depthwise, pointwise), self.pointwise_activation, residual)
+
+    def plain_forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        last = self._places.get("pointwise_activation")
+        for place, module in self._modules.items():
+            if residual is not None and place == last:
+                input, residual = input + residual, None
+            input = module(input)
+        return input if residual is None else input + residual
 
     def _fused(self, input, weights, pointwise_activation, residual):
         depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias = weights

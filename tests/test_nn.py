@@ -9,7 +9,7 @@ from cases import CONV_CASES, by_id
 from helpers import assert_bitwise, assert_close, feature_map, rand, relative_error
 from torch import nn
 
-from fastconv.nn import DepthwiseConv2d, DepthwiseSeparableConv2d, ShiftStitchAvgPool2d, ShiftStitchMaxPool2d, Stitch
+from fastconv.nn import DepthwiseConv2d, DepthwiseSeparableConv2d, ShiftStitchAvgPool2d, ShiftStitchMaxPool2d, Stitch, plain
 
 BN = nn.BatchNorm2d
 # The orders of real networks, as arguments and as the plain chain.
@@ -263,3 +263,20 @@ def test_representations_name_what_matters():
     assert "depthwise=0, pointwise=1" in repr(DepthwiseSeparableConv2d(4, 4, 3))
     assert "stride=2" in repr(ShiftStitchMaxPool2d(3, 2)) and "count_include_pad=True" in repr(ShiftStitchAvgPool2d(3))
     assert "size=(4, 4)" in repr(Stitch(2, (4, 4)))
+
+
+def test_plain_is_torch_alone_on_the_same_parameters(monkeypatch):
+    model = nn.Sequential(
+        DepthwiseSeparableConv2d(
+            6, 8, 3, padding=1, depthwise_norm=nn.BatchNorm2d, pointwise_norm=nn.BatchNorm2d, depthwise_activation="relu"
+        ),
+        DepthwiseConv2d(8, 5, padding=2, activation="silu"),
+    ).double()
+    twin = plain(model)
+    assert list(twin.state_dict()) == list(model.state_dict())
+    x, residual = torch.randn(2, 6, 9, 8, dtype=torch.float64), torch.randn(2, 8, 9, 8, dtype=torch.float64)
+    for training in (True, False):
+        expected = model.train(training)(x), model[0](x, residual)
+        with monkeypatch.context() as patch:
+            patch.setattr("fastconv.backends.select", None)
+            torch.testing.assert_close((twin.train(training)(x), twin[0](x, residual)), expected)

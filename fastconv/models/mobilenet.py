@@ -51,10 +51,13 @@ class ConvNormActivation(nn.Sequential):
         self.backend = "torch"
         self._folded = FoldedWeights()
 
+    def plain_forward(self, input: Tensor) -> Tensor:
+        return super().forward(input)
+
     def forward(self, input: Tensor) -> Tensor:
         conv, norm, activation = self
         if self.backend == "torch" or not folds(norm):
-            return super().forward(input)
+            return self.plain_forward(input)
         weight, bias = self._folded((conv, norm))
         return activation(F.conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups))
 
@@ -91,10 +94,13 @@ class InvertedResidual(nn.Module):
         # In a tuple, so that it is no submodule: the parameters keep the names they have in `conv`.
         self._pair = (pair,)
 
+    def plain_forward(self, input: Tensor) -> Tensor:
+        out = self.conv(input)
+        return input + out if self.residual else out
+
     def forward(self, input: Tensor) -> Tensor:
         if self.backend == "torch":
-            out = self.conv(input)
-            return input + out if self.residual else out
+            return self.plain_forward(input)
         hidden = self.conv[0](input) if len(self.conv) == 4 else input
         return self._pair[0](hidden, input if self.residual else None)
 

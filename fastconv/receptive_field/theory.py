@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from . import _windows as windows
-from .spatial import Map, Network, NotConvertible, Step, read
+from .. import _windows as windows
+from ..spatial import Map, Network, NotConvertible, Step, read
 
 Pair = tuple[int, int]
 
