@@ -1,5 +1,5 @@
 """python -m bench [--quick | --full] [--only REGEX] [--device cpu|cuda] [--threads N] [--out DIR]
-python -m bench report RESULT.json | compare A.json B.json | readme [RESULT.json] | list
+python -m bench report RESULT.json | compare A.json B.json | readme [RESULT.json] | list | tune
 """
 
 import argparse
@@ -18,6 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder for result.json, table.md and plots; default: bench/results/DEVICE, bench/out for a part of the cases")
     commands = parser.add_subparsers(dest="command", title="instead of measuring")
     commands.add_parser("list", help="print the ids of the chosen cases")
+    commands.add_parser("tune", help="measure candidate tiles on the GPU that is here, and write fastconv/tuning/DEVICE.json (or --out)")
     again = commands.add_parser("report", help="print, write and draw again from a result")
     again.add_argument("result", type=Path)
     two = commands.add_parser("compare", help="what moved between two results")
@@ -49,6 +50,10 @@ def main() -> None:
         from .readme import inject
 
         return inject(arguments.result)
+    if arguments.command == "tune":
+        from .tune import main as tune
+
+        return tune(arguments.tier, arguments.only, arguments.out)
     from . import machine, report, run
 
     if arguments.command == "report":

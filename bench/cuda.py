@@ -72,6 +72,13 @@ def time_on_cuda(problem: Problem, entries: list, budget: Budget) -> Iterator[st
             time.sleep(PAUSE)
 
 
+def seconds_of(call: Callable[[], object], calls: int = 16) -> float:
+    """Median device seconds of a call, over replays of a graph of several."""
+    with torch.cuda.stream(stream()):
+        replay, _ = _replayable(lambda index: call(), list(range(calls)))
+        return summary(_samples(replay, calls, 0.05, 20))["median"]
+
+
 def peak_bytes(runner: Runner) -> int:
     """Most memory allocated during a call beyond what was allocated before it (inputs and weights); results included."""
     runner.call(0)

@@ -168,7 +168,7 @@ def _shifted_compiled(problem: Problem, layout: str) -> Runner:
     return compiled(shifted)(problem, layout)
 
 
-def _fastconv_backend(name: str) -> Callable[[Problem, str], Runner]:
+def fastconv_backend(name: str) -> Callable[[Problem, str], Runner]:
     """fastconv with one backend forced, so that CUDA and Triton are rows of their own."""
 
     def build(problem: Problem, layout: str) -> Runner:
@@ -186,8 +186,8 @@ def _fastconv_backend(name: str) -> Callable[[Problem, str], Runner]:
 
 RIVALS = (
     Rival("fastconv", lambda problem, layout: torch_runner(problem, layout, fused(problem.case)), devices=("cpu",)),
-    Rival("fastconv cuda", _fastconv_backend("cuda"), devices=("cuda",)),
-    Rival("fastconv triton", _fastconv_backend("triton"), devices=("cuda",)),
+    Rival("fastconv cuda", fastconv_backend("cuda"), devices=("cuda",)),
+    Rival("fastconv triton", fastconv_backend("triton"), devices=("cuda",)),
     Rival("eager", lambda problem, layout: torch_runner(problem, layout, plain(problem.case))),
     Rival("torch.compile", compiled(plain)),
     Rival("torch.compile max-autotune", compiled(plain, mode="max-autotune-no-cudagraphs"), devices=("cuda",)),

@@ -1,8 +1,7 @@
 """What can be known of the Triton kernels without a GPU: python -m bench.triton_static [--family sm_90] > table.md
 
 Compiles one launch of every kernel ahead of time and reads registers, spills, shared memory, the widest global load, and, for the kernels
-that march over
-rows, the instructions an element (one pixel of one channel) of their loop. The tests hold the same figures under ceilings.
+that march over rows, the instructions an element (one pixel of one channel) of their loop. The tests hold the same figures under ceilings.
 """
 
 from __future__ import annotations
@@ -99,17 +98,6 @@ def launches(family: str, layer, dtype: torch.dtype, channels_last: bool, **opti
     return recorder.launches
 
 
-def instructions_an_element(launch: Launch, report: Report) -> float:
-    """Of the longest innermost loop, for kernels that take one row of [BW, BC] (or one chunk of [ROWS*BW, BK]) a turn."""
-    sizes = launch.arguments
-    elements = sizes["BW"] * (sizes["ROWS"] * sizes["BK"] if "BK" in sizes else sizes["BC"])
-    return len(report.hot_loop()) * 32 * launch.options["num_warps"] / elements
-
-
-# Kernels whose longest innermost loop is one row or one chunk.
-MARCHING = ("depthwise_ring", "depthwise_backward_ring", "max_pool_ring", "avg_pool_ring", "pool_backward_ring", "separable_fused")
-
-
 HEADINGS = ("format", "warps", "registers", "spills", "shared memory", "widest load", "instructions an element")
 
 
@@ -124,7 +112,7 @@ def row(layer, launch: Launch, report: Report, channels_last: bool) -> str:
         report.spills,
         f"{math.ceil(report.shared_memory / 1024)} KB",
         widest,
-        f"{instructions_an_element(launch, report):.1f}" if name in MARCHING else "",
+        "" if report.instructions_an_element(launch) is None else f"{report.instructions_an_element(launch):.1f}",
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 

@@ -5,9 +5,9 @@
     >>> with fastconv.backends.use("reference"):
     ...     y = fastconv.functional.depthwise_conv2d(x, weight)
 
-Each rung has a `can_run_*` predicate that returns None, or the reason why it refuses. A rung refuses by operator,
-device and dtype, never by
-shape: which kernel and which tile a shape gets is the planner's decision, inside the rung.
+Each rung has a `can_run_*` predicate that returns None, or the reason why it refuses. A rung refuses by operator, device and dtype, never
+by shape: which kernel and which tile a shape gets is the planner's decision, inside the rung. Among rungs that do not refuse the first
+serves, unless the device has a table of measured choices (`fastconv.tuning`) that names another for the layer's class.
 """
 
 import importlib
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch._prims_common import suggest_memory_format
 
-from . import _ops, reference
+from . import _ops, reference, tuning
 
 logger = logging.getLogger("fastconv.backends")
 
@@ -38,6 +39,11 @@ def _triton() -> tuple[object | None, str | None]:
         return importlib.import_module("fastconv.triton").ops, None
     except ImportError as error:
         return None, f"fastconv.triton does not import: {error}"
+
+
+def triton_refusal() -> str | None:
+    """Why there are no Triton kernels in this installation, whatever the tensor; None where there are."""
+    return _triton()[1]
 
 
 def can_run_cuda(op: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -121,17 +127,38 @@ class Choice:
     refused: dict[str, str]
 
 
-def explain_choice(op: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
-    """Walks the ladder as a call of `op` on such a tensor would, and keeps the reasons."""
-    device_type = torch.device(device).type
+def key_of(op: str, tensor: torch.Tensor, *geometry) -> tuning.Key:
+    """The class of a layer in a table of measured choices; `geometry` is (out_channels, kernel, stride, dilation), as far as there is
+    one."""
+    is_channels_last = suggest_memory_format(tensor) == torch.channels_last
+    return tuning.key_of(op, tensor.dtype, is_channels_last, tuning.shape_class(tensor.shape, *geometry))
+
+
+def _measured(op: str, device: torch.device, dtype: torch.dtype, key_of_call: Callable[[], tuning.Key]) -> tuning.Entry | None:
+    """The measured choice for a class of layers, if there is one and its backend can serve the call."""
+    table = tuning.table_of(device)
+    entry = table.entries.get(key_of_call()) if table is not None else None
+    if entry is None or entry.backend not in _LADDER or _LADDER[entry.backend].refuses(op, device.type, dtype) is not None:
+        return None
+    return entry
+
+
+def explain_choice(op: str, device: torch.device | str, dtype: torch.dtype, key: tuning.Key | None = None) -> Choice:
+    """Walks the ladder as a call of `op` on such a tensor would, and keeps the reasons; with `key` (see `key_of`), as a call of that class
+    would."""
+    device = torch.device(device)
+    device_type = device.type
     if op not in _ops.FORWARD_OPS:
         raise ValueError(f"explain_choice: got op {op!r}; supported are {', '.join(_ops.FORWARD_OPS)}")
+    measured = _measured(op, device, dtype, lambda: key) if key is not None and _forced is None else None
     refused = {}
     for name, rung in _LADDER.items():
         if _forced is not None and name != _forced:
             refused[name] = f'use("{_forced}") is in force'
             continue
         reason = rung.refuses(op, device_type, dtype)
+        if reason is None and measured is not None and name != measured.backend:
+            reason = f"{measured.backend} was measured faster here"
         if reason is None:
             return Choice(op, name, refused)
         refused[name] = reason
@@ -145,10 +172,16 @@ def _log_fallback(choice: Choice, device_type: str, dtype: torch.dtype) -> None:
         logger.warning("%s on %s %s runs through torch.nn.functional (%s)", choice.op, device_type, dtype, reasons)
 
 
-def select(op: str, tensor: torch.Tensor):
-    """The namespace of operators that serves `op` on such a tensor. A fall back to the reference is logged, once for each reason."""
+def select(op: str, tensor: torch.Tensor, *geometry):
+    """The namespace of operators that serves `op` on such a tensor; `geometry` as in `key_of`. A fall back to the reference is logged, once
+    for each reason. A graph that is being compiled takes the ladder as it is: sizes may be symbols there, and a choice by size would be one
+    more guard."""
     device_type, dtype = tensor.device.type, tensor.dtype
     if _forced is None:
+        if device_type == "cuda" and not torch.compiler.is_compiling():
+            measured = _measured(op, tensor.device, dtype, lambda: key_of(op, tensor, *geometry))
+            if measured is not None:
+                return _LADDER[measured.backend].ops()
         for rung in _KERNELS:
             if rung.refuses(op, device_type, dtype) is None:
                 return rung.ops()

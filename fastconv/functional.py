@@ -63,7 +63,9 @@ def depthwise_conv2d(
     check.bias(op, "bias", bias, channels)
     check.like_input(op, x, weight=weight, bias=bias)
     check.activation(op, "activation", activation)
-    out = backends.select(op, x).depthwise_conv2d(x, weight, bias, stride, padding, dilation, activation)
+    out = backends.select(op, x, channels, weight.shape[2:], stride, dilation).depthwise_conv2d(
+        x, weight, bias, stride, padding, dilation, activation
+    )
     return out.squeeze(0) if input.dim() == 3 else out
 
 
@@ -140,7 +142,7 @@ def depthwise_separable_conv2d(
     check.activation(op, "pointwise_activation", pointwise_activation)
     if residual is not None:
         residual = check.residual(op, input, residual, (n, out_channels, height, width))
-    out = backends.select(op, x).depthwise_separable_conv2d(
+    out = backends.select(op, x, out_channels, depthwise_weight.shape[2:], stride, dilation).depthwise_separable_conv2d(
         x,
         depthwise_weight,
         pointwise_weight,
@@ -208,7 +210,7 @@ def shift_stitch_max_pool2d(
     x = check.batched(op, input)
     geometry = check.pool(op, x, kernel_size, stride, padding, dilation, ceil_mode)
     fragments = check.layout(op, layout)
-    ops = backends.select(op, x)
+    ops = backends.select(op, x, x.shape[1], geometry[0], geometry[1], geometry[3])
     if return_indices:
         out, indices = ops.shift_stitch_max_pool2d_indices(x, *geometry, ceil_mode, fragments, fill)
         return (out.squeeze(0), indices.squeeze(0)) if input.dim() == 3 and not fragments else (out, indices)
@@ -268,7 +270,8 @@ def shift_stitch_avg_pool2d(
     fragments = check.layout(op, layout)
     if divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0")
-    out = backends.select(op, x).shift_stitch_avg_pool2d(x, *geometry, ceil_mode, count_include_pad, divisor_override, fragments, fill)
+    ops = backends.select(op, x, x.shape[1], geometry[0], geometry[1], geometry[3])
+    out = ops.shift_stitch_avg_pool2d(x, *geometry, ceil_mode, count_include_pad, divisor_override, fragments, fill)
     return out.squeeze(0) if input.dim() == 3 and not fragments else out
 
 
@@ -291,7 +294,8 @@ def shift(input: Tensor, stride: IntPair, fill: float = 0.0) -> Tensor:
     """
     op = "shift"
     x = check.batched(op, input)
-    return backends.select(op, x).shift(x, check.pair(op, "stride", stride, 1), fill)
+    stride = check.pair(op, "stride", stride, 1)
+    return backends.select(op, x, x.shape[1], (1, 1), stride).shift(x, stride, fill)
 
 
 def stitch(input: Tensor, stride: IntPair, size: IntPair | None = None) -> Tensor:
@@ -312,4 +316,4 @@ def stitch(input: Tensor, stride: IntPair, size: IntPair | None = None) -> Tenso
     op = "stitch"
     stride = check.pair(op, "stride", stride, 1)
     size = check.fragments(op, input, stride, size)
-    return backends.select(op, input).stitch(input, stride, size)
+    return backends.select(op, input, input.shape[1], (1, 1), stride).stitch(input, stride, size)

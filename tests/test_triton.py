@@ -1,6 +1,5 @@
 """Runs tests/triton_kernels.py: in place where there is a GPU, elsewhere in a process of its own under Triton's interpreter, which has to
-be
-chosen before Triton is imported."""
+be chosen before Triton is imported."""
 
 import os
 import subprocess

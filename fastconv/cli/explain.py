@@ -2,9 +2,11 @@
 
   python -m fastconv explain --op separable --shape 1,728,33,33 --out-channels 728 --kernel 3 --dilation 2 --format channels_last
   python -m fastconv explain --op max-pool --shape 1,64,256,256 --kernel 3 --stride 2 --padding 1
+  python -m fastconv explain --shape 8,128,64,64 --dtype bfloat16 --format channels_last --device sm_90
 
 The floor is the larger of operations over the machine's arithmetic rate and bytes over its copy bandwidth, each tensor moved once;
-both rates are measured on the spot, the copy on as many bytes as the layer moves.
+both rates are measured on the spot, the copy on as many bytes as the layer moves. With a kind of GPU as --device none has to be there:
+rates are those of its data sheet, and the kernels that would be launched are compiled for it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor
 import fastconv.functional as FF
 from fastconv import _arguments as check
 from fastconv import backends
+from fastconv.cli import predict
 from fastconv.reference import ACTIVATIONS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -65,7 +68,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--residual", action="store_true", help="a tensor of the output's shape is added")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     parser.add_argument("--format", choices=FORMATS, default="contiguous", help="memory format (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    kinds = ", ".join(predict.KINDS)
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help=f"cpu, cuda, cuda:1, or {kinds} (default: %(default)s)"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="do not compile GPU kernels for their registers and instructions")
     parser.add_argument("--no-floor", action="store_true", help="do not measure the machine")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -75,12 +82,18 @@ class Layer:
     """A call of an operator on meta tensors: its name, arguments and results, and what any implementation of it must do."""
 
     op: str
+    arguments: tuple  # as the operator takes them
     inputs: list[Tensor]
     output: Tensor
     flops: int
     unfused: list[Tensor]  # maps that PyTorch writes to memory and reads back
     plan: str  # the function of fastconv._C that tells what the CPU kernel decides for such a layer,
     plan_arguments: dict  # and what that function is asked
+
+    @property
+    def geometry(self) -> tuple:
+        """What the class of a layer in a table of measured choices goes by."""
+        return self.output.shape[1], self.plan_arguments["kernel"], self.plan_arguments["stride"], self.plan_arguments["dilation"]
 
     @property
     def bytes(self) -> int:
@@ -110,11 +123,17 @@ def conv_plan(options: argparse.Namespace, x: Tensor, weight: Tensor) -> dict:
     return {"multiplier": options.depth_multiplier, "kernel": options.kernel, "stride": stride, "padding": pads, "dilation": dilation}
 
 
+def geometry(plan: dict) -> tuple:
+    return plan["stride"], plan["padding"], plan["dilation"]
+
+
 def depthwise(options: argparse.Namespace, x: Tensor) -> Layer:
     weight = depthwise_weight(options, x)
     out = FF.depthwise_conv2d(x, weight, activation=options.depthwise_activation, **conv_options(options))
     flops = 2 * out.numel() * math.prod(options.kernel)
-    return Layer("depthwise_conv2d", [x, weight], out, flops, [], "plan_depthwise", conv_plan(options, x, weight))
+    asked = conv_plan(options, x, weight)
+    arguments = (x, weight, None, *geometry(asked), options.depthwise_activation)
+    return Layer("depthwise_conv2d", arguments, [x, weight], out, flops, [], "plan_depthwise", asked)
 
 
 def separable(options: argparse.Namespace, x: Tensor) -> Layer:
@@ -122,8 +141,9 @@ def separable(options: argparse.Namespace, x: Tensor) -> Layer:
     out_channels = options.out_channels or x.shape[1]
     pointwise = x.new_empty(out_channels, weight.shape[0])
 
+    activations = {name: getattr(options, name) for name in ("input_activation", "depthwise_activation", "pointwise_activation")}
+
     def call(residual: Tensor | None) -> Tensor:
-        activations = {name: getattr(options, name) for name in ("input_activation", "depthwise_activation", "pointwise_activation")}
         return FF.depthwise_separable_conv2d(x, weight, pointwise, residual=residual, **activations, **conv_options(options))
 
     out = call(None)
@@ -133,7 +153,8 @@ def separable(options: argparse.Namespace, x: Tensor) -> Layer:
     asked = conv_plan(options, x, weight)
     asked |= {"out_channels": out_channels, "input_activation": options.input_activation != "identity"}
     out = call(*residual or [None])
-    return Layer("depthwise_separable_conv2d", [x, weight, pointwise, *residual], out, flops, [middle], "plan_separable", asked)
+    arguments = (x, weight, pointwise, None, None, *(residual or [None]), *geometry(asked), *activations.values())
+    return Layer("depthwise_separable_conv2d", arguments, [x, weight, pointwise, *residual], out, flops, [middle], "plan_separable", asked)
 
 
 def pool(function) -> Layer:
@@ -144,7 +165,9 @@ def pool(function) -> Layer:
         flops = out.numel() * (sum(options.kernel) - 2)
         asked = {"kernel": options.kernel, "stride": stride, "padding": pads, "dilation": options.dilation}
         asked["max"] = function is FF.shift_stitch_max_pool2d
-        return Layer(function.__name__, [x], out, flops, [], "plan_pool", asked)
+        checked = check.pool("explain", x, options.kernel, stride, pads, options.dilation, False)
+        arguments = (x, *checked, False, *(() if asked["max"] else (True, None)), False, 0.0)
+        return Layer(function.__name__, arguments, [x], out, flops, [], "plan_pool", asked)
 
     return build
 
@@ -229,9 +252,12 @@ def copy_rate(device: str, footprint: int) -> float:
 
 
 def floor(layer: Layer, device: str, dtype: torch.dtype) -> dict:
-    # Only the pointwise product can run on units that are faster in 16 bits; everything else is float32 arithmetic.
-    arithmetic = arithmetic_rate(device, dtype if layer.unfused or dtype == torch.float64 else torch.float32)
-    copy = copy_rate(device, layer.bytes)
+    if device in predict.KINDS:
+        arithmetic, copy = predict.rates(device, dtype, bool(layer.unfused))
+    else:
+        # Only the pointwise product can run on units that are faster in 16 bits; everything else is float32 arithmetic.
+        arithmetic = arithmetic_rate(device, dtype if layer.unfused or dtype == torch.float64 else torch.float32)
+        copy = copy_rate(device, layer.bytes)
     compute, memory = layer.flops / arithmetic, layer.bytes / copy
     return {
         "flops_per_second": arithmetic,
@@ -248,8 +274,10 @@ def explain(options: argparse.Namespace) -> dict:
     # On meta tensors only shapes are computed, and every argument is checked as a real call would.
     with backends.use("reference"):
         layer = LAYERS[options.op](options, x)
-    choice = backends.explain_choice(layer.op, options.device, dtype)
+    device = "cuda" if options.device in predict.KINDS else options.device
+    choice = backends.explain_choice(layer.op, device, dtype, backends.key_of(layer.op, x, *layer.geometry))
     name, plan = kernel(layer, options, choice.backend)
+    candidates = predict.candidates(layer, choice, options.device, not options.no_compile) if device.startswith("cuda") else []
     return {
         "op": layer.op,
         "input": list(x.shape),
@@ -261,6 +289,7 @@ def explain(options: argparse.Namespace) -> dict:
         "refused": choice.refused,
         "kernel": name,
         "plan": plan,
+        "candidates": candidates,
         "flops": layer.flops,
         "bytes": layer.bytes,
         "bytes_unfused": layer.unfused_bytes,
@@ -284,6 +313,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"kernel    {facts['kernel']}")
     for name, value in (facts["plan"] or {}).items():
         print(f"          {name.replace('_', ' ')}: {value}")
+    for candidate in facts["candidates"]:
+        print("\n".join(predict.lines(candidate)))
     print(f"work      {facts['flops'] / 1e6:,.1f} MFLOP, {facts['bytes'] / 1e6:,.2f} MB: {facts['flops'] / facts['bytes']:.1f} FLOP a byte")
     if facts["bytes_unfused"] > facts["bytes"]:
         print(f"          as separate layers {facts['bytes_unfused'] / 1e6:,.2f} MB")
@@ -291,5 +322,6 @@ def run(options: argparse.Namespace) -> int:
         bound = facts["floor"]
         print(f"floor     {1e6 * bound['seconds']:,.1f} microseconds, set by {bound['bound']}")
         rates = f"{bound['flops_per_second'] / 1e9:,.0f} GFLOP/s, {bound['bytes_per_second'] / 1e9:,.1f} GB/s copy"
-        print(f"          measured here just now: {rates}")
+        source = predict.source(facts["device"]) if facts["device"] in predict.KINDS else "measured here just now"
+        print(f"          {source}: {rates}")
     return 0

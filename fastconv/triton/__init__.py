@@ -1,10 +1,9 @@
 """The Triton backend: every operator of csrc/ops.cpp, forward and backward, as Triton kernels.
 
 It needs no compiler at installation and serves NVIDIA and AMD devices; `fastconv.backends` takes it where the CUDA library is not built,
-and
-`fastconv.backends.use("triton")` forces it. The operators live in a namespace of their own, torch.ops.fastconv_triton, with the schemas of
-torch.ops.fastconv and
-the same fakes, derivatives and autocast rules, so that torch.compile, export and CUDA graphs see ordinary operators.
+and `fastconv.backends.use("triton")` forces it. The operators live in a namespace of their own, torch.ops.fastconv_triton, with the schemas
+of torch.ops.fastconv and the same fakes, derivatives and autocast rules, so that torch.compile, export and CUDA graphs see ordinary
+operators.
 """
 
 import torch

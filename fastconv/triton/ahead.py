@@ -4,8 +4,8 @@
         depthwise_conv2d(torch.empty(..., device="meta"), ...)
     report = compile_launch(recorder.launches[0], recorder.family)
 
-The arguments are specialised as a launch on a device would: integers equal to 1 are constants, multiples of 16 and pointers are known to
-be such.
+The arguments are specialised as a launch on a device would: integers equal to 1 are constants, multiples of 16 and pointers are known to be
+such.
 """
 
 import re
@@ -27,6 +27,9 @@ _POINTERS = {
     torch.int64: "*i64",
 }  # fmt: skip
 _ALIGNMENT = [["tt.divisibility", 16]]
+
+# Kernels whose longest innermost loop is one row or one chunk.
+MARCHING = ("depthwise_ring", "depthwise_backward_ring", "max_pool_ring", "avg_pool_ring", "pool_backward_ring", "separable_fused")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class Report:
         innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
         begin, end = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, len(instructions)))
         return [line for line in instructions[begin:end] if line and not line.startswith("NOP")]
+
+    def instructions_an_element(self, launch: Launch) -> float | None:
+        """Of the longest innermost loop, for kernels that take one row of [BW, BC] a turn, or one chunk of [ROWS*BW, BK]; None for
+        others."""
+        sizes, name = launch.arguments, launch.kernel.__name__
+        if name not in MARCHING or not sizes.get("RING", True):
+            return None
+        elements = sizes["BW"] * (sizes["ROWS"] * sizes["BK"] if name == "separable_fused" else sizes["BC"])
+        return len(self.hot_loop()) * 32 * launch.options["num_warps"] / elements
 
 
 def _source(launch: Launch) -> ASTSource:

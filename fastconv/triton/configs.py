@@ -1,26 +1,225 @@
 """Explicit tile tables, by device family. No autotuning at run time: it needs a driver even where there is none, and a table can be read.
 
-A `Tile` of a strip kernel holds `elements` = columns x channels; how they divide follows the map: as many columns as one residue class
-has, up
-to the table's `columns`, the rest channels. Under the interpreter tiles are small, so that small maps still have several of everything.
+A row comes from the measured choices of the device (`fastconv.tuning`, written by `python -m bench tune`) where they name the layer's
+class, else from the tables here, which were chosen by what compiles without spills. `CANDIDATES` are the rows that the tuner tries.
+
+A `Tile` of a strip kernel holds `elements` = columns x channels; how they divide follows the map: as many columns as one residue class has,
+up to the table's `columns`, the rest channels. Under the interpreter tiles are small, so that small maps still have several of everything.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product as combinations
 
 import torch
 
+from .. import tuning
 from .launch import INTERPRETED, Conv, Pool, ceil_div, family_of, power_of_two
+
+# ---- rows: what the tables hold, and what the tuner writes -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of the tables of strip kernels."""
+    """Of kernels that march down strips; `hoist`: the weights of all taps in registers."""
 
     columns: int
     elements: int
     warps: int
     maxnreg: int | None = None
-    hoist: bool = True  # weights of all taps in registers
+    hoist: bool = True
+
+
+@dataclass(frozen=True)
+class FusedRow:
+    """Of kernels that multiply tiles of the depthwise result: `pixels` in at most `rows` rows, bk input channels at a time, bn output
+    channels. `ring`: each input row of the tile is loaded once; without, the taps of every pixel are gathered."""
+
+    rows: int
+    pixels: int
+    bk: int
+    bn: int
+    warps: int
+    stages: int = 1
+    maxnreg: int | None = None
+    ring: bool = True
+
+
+@dataclass(frozen=True)
+class Product:
+    """Of the product over whole maps: bm pixels by bn output channels, bk input channels at a time."""
+
+    bm: int
+    bk: int
+    bn: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict:
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+# ---- tables: by family ("any" stands for those not named) --------------------------------------------------------------------------
+
+# By layout: (most taps, row), fewest taps first.
+_STRIPS = {
+    "depthwise_conv2d": {
+        "any": {
+            "channels_last": ((9, Strip(16, 1024, 4, 128)), (25, Strip(16, 512, 4)), (49, Strip(16, 256, 4))),
+            "contiguous": ((9, Strip(256, 1024, 4, 128)), (25, Strip(256, 512, 4)), (49, Strip(256, 256, 4))),
+        }
+    },
+    "depthwise_conv2d_backward": {
+        "any": {
+            "channels_last": ((9, Strip(16, 512, 4)), (25, Strip(16, 256, 4))),
+            "contiguous": ((9, Strip(128, 512, 4)), (25, Strip(128, 256, 4))),
+        }
+    },
+    "pool": {"any": {"channels_last": ((256, Strip(16, 1024, 4)),), "contiguous": ((256, Strip(256, 1024, 4)),)}},
+    "permute": {"any": {"channels_last": ((1, Strip(16, 1024, 4)),), "contiguous": ((1, Strip(256, 1024, 4)),)}},
+}
+# Tiles of the kernels that gather taps, which no table need tell apart.
+_TAPS = Strip(16, 1024, 4)
+_GATHER = {"channels_last": Strip(32, 1024, 4), "contiguous": Strip(256, 1024, 4)}
+
+# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last.
+_FUSED = {
+    "any": {
+        2: (FusedRow(8, 128, 64, 64, 8, 1, 128), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
+        4: (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128)),
+    }
+}
+# Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
+FUSED_CHANNELS = 256
+# ... except on maps of so few pixels (of the whole batch) that a launch is most of the time.
+SMALL_MAP = 2048
+
+# bk counts output channels, bn input channels. Operands of all stages lie in shared memory, of which AMD has 64 KB.
+_INTERMEDIATE = {
+    "any": {2: FusedRow(4, 64, 64, 128, 8, 3), 4: FusedRow(4, 64, 32, 64, 8, 3)},
+    "gfx942": {2: FusedRow(4, 64, 32, 128, 8, 2), 4: FusedRow(4, 64, 32, 64, 8, 2)},
+}
+
+# bk counts output channels, bn input channels; smaller before wgmma, whose operands need not be in registers.
+_POINTWISE_GRADIENT = {
+    "any": {2: FusedRow(4, 64, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)},
+    "sm_80": {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(4, 64, 64, 32, 8)},
+}
+
+# For large maps, and for those that would leave processors without a tile. An accumulator of 128 x 256 takes wgmma or better: with the
+# products of Ampere it spills.
+_PRODUCT = {
+    "any": {
+        2: (Product(128, 64, 256, 8, 3), Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
+        4: (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
+    },
+    "sm_80": {
+        2: (Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
+        4: (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
+    },
+    "gfx942": {
+        2: (Product(128, 32, 128, 8, 2), Product(64, 32, 64, 4, 2)),
+        4: (Product(64, 32, 64, 4, 2),),
+    },
+}
+
+# ---- what the tuner tries ----------------------------------------------------------------------------------------------------------
+
+
+def _strip_candidates(columns: tuple[int, ...]) -> list[Strip]:
+    sizes = combinations(columns, (256, 512, 1024, 2048), ((4, None), (4, 128), (8, None), (8, 128)))
+    return [Strip(c, e, *threads) for c, e, threads in sizes if e >= c]
+
+
+def _fused_candidates() -> list[FusedRow]:
+    sizes = combinations(((4, 64), (8, 128)), (32, 64), (64, 128, 256), (8, 16), (True, False))
+    return [FusedRow(*shape, bk, bn, warps, 1, 128, ring) for shape, bk, bn, warps, ring in sizes]
+
+
+def _operand_candidates(stages: tuple[int, ...]) -> list[FusedRow]:
+    return [FusedRow(4, 64, bk, bn, 8, s) for bk, bn, s in combinations((32, 64, 128), (32, 64, 128), stages)]
+
+
+POOL_STAGES = tuple(f"shift_stitch_{pool}" for pool in ("max_pool2d", "max_pool2d_argmax", "max_pool2d_indices", "max_pool2d_backward"))
+POOL_STAGES += ("shift_stitch_avg_pool2d", "shift_stitch_avg_pool2d_backward")
+_BY_LAYOUT = {"channels_last": _strip_candidates((8, 16, 32)), "contiguous": _strip_candidates((64, 128, 256))}
+CANDIDATES = {
+    **{stage: _BY_LAYOUT for stage in ("depthwise_conv2d", "depthwise_conv2d_backward", *POOL_STAGES, "permute")},
+    "depthwise_separable_conv2d": [None, *_fused_candidates()],
+    "gradient_of_intermediate": _operand_candidates((1, 2, 3)),
+    "pointwise_gradient": _operand_candidates((1,)),
+    "pointwise_product": [Product(*s) for s in combinations((64, 128), (32, 64), (64, 128, 256), (4, 8), (2, 3, 4))],
+}
+"""Rows a stage may take, by layout where it matters; None for depthwise and product apart."""
+
+_ROWS = {
+    "depthwise_separable_conv2d": FusedRow,
+    "gradient_of_intermediate": FusedRow,
+    "pointwise_gradient": FusedRow,
+    "pointwise_product": Product,
+}
+
+
+def candidates(stage: str, is_channels_last: bool) -> list:
+    rows = CANDIDATES[stage]
+    return rows[layout_name(is_channels_last)] if isinstance(rows, dict) else rows
+
+
+def as_tile(row) -> dict:
+    """A row as a table of measured choices holds it."""
+    return {"apart": True} if row is None else asdict(row)
+
+
+def layout_name(is_channels_last: bool) -> str:
+    return "channels_last" if is_channels_last else "contiguous"
+
+
+# ---- looking up --------------------------------------------------------------------------------------------------------------------
+
+
+_NOT_MEASURED = object()
+
+
+def _measured(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str):
+    """The row that was measured best, None for depthwise and product apart, or _NOT_MEASURED."""
+    if tuning.table_of(x.device) is None:
+        return _NOT_MEASURED
+    tile = tuning.tile(x.device, "triton", tuning.key_of(stage, x.dtype, is_channels_last, shape))
+    if tile is None:
+        return _NOT_MEASURED
+    if tile.get("apart"):
+        return None
+    try:
+        return _ROWS.get(stage, Strip)(**tile)
+    except TypeError as error:
+        raise ValueError(f"the table of measured choices has a tile for {stage} that is none: {tile} ({error})") from error
+
+
+def _of_family(table: dict, device: torch.device):
+    return table.get(family_of(device).key, table["any"])
+
+
+def conv_class(conv: Conv, out_channels: int) -> str:
+    return tuning.shape_class((conv.n, conv.c, conv.h, conv.w), out_channels, (conv.kh, conv.kw), (conv.sh, conv.sw), (conv.dh, conv.dw))
+
+
+def pool_class(pool: Pool) -> str:
+    return tuning.shape_class((pool.n, pool.c, pool.h, pool.w), pool.c, (pool.kh, pool.kw), (pool.sh, pool.sw), (pool.dh, pool.dw))
+
+
+def _strip_row(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, taps: int, table: str | None = None) -> Strip:
+    row = _measured(stage, x, is_channels_last, shape)
+    if row is not _NOT_MEASURED:
+        return row
+    rows = _of_family(_STRIPS[table or stage], x.device)[layout_name(is_channels_last)]
+    return next(row for most, row in rows if taps <= most)
+
+
+def element_size(x: torch.Tensor) -> int:
+    return 4 if x.dtype == torch.float32 else 2
+
+
+# ---- strips ------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -56,32 +255,25 @@ def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int,
 
 
 def depthwise_forward(x: torch.Tensor, conv: Conv, is_channels_last: bool, step_y: int, step_x: int, ring: bool) -> Tile:
-    family = family_of(x.device)
     if INTERPRETED:
         row = INTERPRETER
     elif not ring:
-        row = Strip(16, 1024, 4)
-    elif conv.taps <= 9:
-        row = Strip(16, 1024, 4, 128) if is_channels_last else Strip(256, 1024, 4, 128)
-    elif conv.taps <= 25:
-        row = Strip(16, 512, 4) if is_channels_last else Strip(256, 512, 4)
+        row = _TAPS
     else:
-        row = Strip(16, 256, 4) if is_channels_last else Strip(256, 256, 4)
-    return _strip_tile(row, conv.n, conv.oh, conv.ow, conv.out_channels, step_y, step_x, family.processors)
+        row = _strip_row("depthwise_conv2d", x, is_channels_last, conv_class(conv, conv.out_channels), conv.taps)
+    return _strip_tile(row, conv.n, conv.oh, conv.ow, conv.out_channels, step_y, step_x, family_of(x.device).processors)
 
 
 def depthwise_backward(x: torch.Tensor, conv: Conv, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
     if INTERPRETED:
         row = INTERPRETER
-    elif conv.taps <= 9:
-        row = Strip(16, 512, 4) if is_channels_last else Strip(128, 512, 4)
     else:
-        row = Strip(16, 256, 4) if is_channels_last else Strip(128, 256, 4)
+        row = _strip_row("depthwise_conv2d_backward", x, is_channels_last, conv_class(conv, conv.out_channels), conv.taps)
     return _strip_tile(row, conv.n, height, width, conv.c, step_y, step_x, family_of(x.device).processors)
 
 
 def depthwise_gather(x, conv: Conv, is_channels_last: bool, height: int, width: int, channels: int, step_y: int, step_x: int) -> Tile:
-    row = INTERPRETER if INTERPRETED else Strip(32, 1024, 4) if is_channels_last else Strip(256, 1024, 4)
+    row = INTERPRETER if INTERPRETED else _GATHER[layout_name(is_channels_last)]
     return _strip_tile(row, conv.n, height, width, channels, step_y, step_x, family_of(x.device).processors)
 
 
@@ -97,83 +289,75 @@ def ordered_sum(channels: int) -> tuple[int, int, int]:
     return (16, 16, 4) if INTERPRETED else (32, min(32, power_of_two(channels)), 4)
 
 
-def pool(x: torch.Tensor, pool: Pool, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
-    row = INTERPRETER if INTERPRETED else Strip(16, 1024, 4) if is_channels_last else Strip(256, 1024, 4)
+def pool(stage: str, x: torch.Tensor, pool: Pool, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
+    row = INTERPRETER
+    if not INTERPRETED:
+        row = _strip_row(stage, x, is_channels_last, pool_class(pool), 1, "pool")
     return _strip_tile(row, pool.n, height, width, pool.c, step_y, step_x, family_of(x.device).processors)
 
 
-def permute(x: torch.Tensor, images: int, channels: int, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
-    row = INTERPRETER if INTERPRETED else Strip(16, 1024, 4) if is_channels_last else Strip(256, 1024, 4)
-    return _strip_tile(row, images, height, width, channels, step_y, step_x, family_of(x.device).processors)
+def permute(x: torch.Tensor, images: int, channels: int, is_channels_last: bool, height: int, width: int, stride, step_x: int) -> Tile:
+    row = INTERPRETER
+    if not INTERPRETED:
+        shape = tuning.shape_class((images, channels, height, width), channels, (1, 1), stride)
+        row = _strip_row("permute", x, is_channels_last, shape, 1)
+    return _strip_tile(row, images, height, width, channels, stride[0], step_x, family_of(x.device).processors)
+
+
+# ---- products ----------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A tile of the fused separable kernel: bh x bw pixels, bk input channels at a time, bn output channels."""
+    """A tile of a kernel that multiplies: bh x bw pixels, bk input channels at a time, bn output channels."""
 
     bh: int
     bw: int
     bk: int
     bn: int
+    ring: bool
     options: dict
 
-
-@dataclass(frozen=True)
-class FusedRow:
-    """A row of the tables of kernels that multiply: `pixels` of a tile in at most `rows` rows, and as in Fused."""
-
-    rows: int
-    pixels: int
-    bk: int
-    bn: int
-    warps: int
-    stages: int = 1
+    @classmethod
+    def of(cls, row: FusedRow, height: int, width: int, step_y: int, bk: int, bn: int) -> "Fused":
+        """Rows as the residue class has them, the rest of the pixels as columns, as far as there are columns; at least the 16 pixels that a
+        product takes. A chunk has at least the 16 channels that one takes, and no more than there are."""
+        class_height = power_of_two(ceil_div(height, step_y))
+        bh = min(row.rows, class_height)
+        bw = max(min(row.pixels // bh, power_of_two(width)), 16 // bh)
+        bh = min(row.rows, max(row.pixels // bw, 1), class_height)
+        return cls(bh, bw, bk, bn, row.ring, {"num_warps": row.warps, "num_stages": row.stages, "maxnreg": row.maxnreg})
 
 
-# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last. They compile to 128 registers
-# without spills.
-_FUSED = {
-    2: (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8), FusedRow(4, 64, 64, 256, 16)),
-    4: (FusedRow(4, 64, 32, 64, 8), FusedRow(4, 64, 32, 128, 8)),
-}
-# Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
-FUSED_CHANNELS = 256
-# ... except on maps of so few pixels (of the whole batch) that a launch is most of the time.
-SMALL_MAP = 2048
-
-# By kind of device and bytes of an element. Operands of all stages lie in shared memory, of which AMD has 64 KB.
-_INTERMEDIATE = {
-    ("cuda", 2): FusedRow(4, 64, 64, 128, 8, 3),
-    ("cuda", 4): FusedRow(4, 64, 32, 64, 8, 3),
-    ("hip", 2): FusedRow(4, 64, 32, 128, 8, 2),
-    ("hip", 4): FusedRow(4, 64, 32, 64, 8, 2),
-}
+def _chunk(most: int, channels: int) -> int:
+    return min(most, max(16, power_of_two(channels)))
 
 
-def _pixel_tile(row: FusedRow, height: int, width: int, step_y: int) -> tuple[int, int]:
-    """(bh, bw): rows as the residue class has them, the rest of the pixels as columns, as far as there are columns; at least the 16 pixels
-    that a product takes."""
-    bh = min(row.rows, power_of_two(ceil_div(height, step_y)))
-    bw = max(min(row.pixels // bh, power_of_two(width)), 16 // bh)
-    return min(row.rows, max(row.pixels // bw, 1), power_of_two(ceil_div(height, step_y))), bw
+def _interpreted() -> Fused:
+    return Fused(2, 8, 16, 16, True, {"num_warps": 4})
 
 
-def separable_forward(x: torch.Tensor, conv: Conv, o: int, step_y: int) -> Fused | None:
+def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int) -> Fused | None:
     """The tile of the fused kernel, or None for depthwise and product apart."""
-    c = conv.out_channels
     if INTERPRETED:
-        return Fused(2, 8, 16, 16, {"num_warps": 4}) if c <= 24 else None
+        return _interpreted() if conv.out_channels <= 24 else None
+    row = _measured("depthwise_separable_conv2d", x, is_channels_last, conv_class(conv, o))
+    if row is _NOT_MEASURED:
+        row = _fused_row(x, conv, o)
+    return None if row is None else Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, conv.out_channels), row.bn)
+
+
+def _fused_row(x: torch.Tensor, conv: Conv, o: int) -> FusedRow | None:
     pixels = conv.n * conv.oh * conv.ow
-    if pixels > SMALL_MAP and (c > FUSED_CHANNELS or o > FUSED_CHANNELS):
+    if pixels > SMALL_MAP and (conv.out_channels > FUSED_CHANNELS or o > FUSED_CHANNELS):
         return None
-    table = _FUSED[4 if x.dtype == torch.float32 else 2]
+    table = _of_family(_FUSED, x.device)[element_size(x)]
     rows = [row for row in table if row.bn < o] + [row for row in table if row.bn >= o][:1]
     row = rows.pop()
     while rows and pixels <= SMALL_MAP and ceil_div(pixels, row.pixels) * ceil_div(o, row.bn) < family_of(x.device).processors:
         # A small map: repeat the depthwise part rather than leave processors without a tile.
         row = rows.pop()
-    bk = min(row.bk, max(16, power_of_two(c)))
-    return Fused(*_pixel_tile(row, conv.oh, conv.ow, step_y), bk, row.bn, {"num_warps": row.warps, "maxnreg": 128})
+    return row
 
 
 # Scratch for the intermediate of a split launch: a part of the second-level cache, whatever the size of the maps.
@@ -187,80 +371,38 @@ def image_runs(conv: Conv, element_size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + images, conv.n)) for begin in range(0, conv.n, images)]
 
 
-@dataclass(frozen=True)
-class Product:
-    """A tile of the product over whole maps: bm pixels by bn output channels, bk input channels at a time."""
-
-    bm: int
-    bk: int
-    bn: int
-    warps: int
-    stages: int
-
-    @property
-    def options(self) -> dict:
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-# An accumulator of 128 x 256 takes wgmma or better: with the products of Ampere it spills.
-WIDE_PRODUCT = 90
-
-# By kind of device and bytes of an element: for large maps, and for those that would leave processors without a tile.
-_PRODUCT = {
-    ("cuda", 2): (Product(128, 64, 256, 8, 3), Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
-    ("cuda", 4): (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
-    ("hip", 2): (Product(128, 32, 128, 8, 2), Product(64, 32, 64, 4, 2)),
-    ("hip", 4): (Product(64, 32, 64, 4, 2),),
-}
-
-
-def product(m: torch.Tensor, images: int, pixels: int, o: int) -> Product:
+def product(m: torch.Tensor, images: int, pixels: int, is_channels_last: bool, o: int) -> Product:
+    """The tile for maps (images, C, 1, pixels)."""
     if INTERPRETED:
         return Product(16, 32, 16, 4, 1)
-    family = family_of(m.device)
-    for tile in _PRODUCT[family.name, 4 if m.dtype == torch.float32 else 2]:
-        if tile.bn > 128 and family.capability < WIDE_PRODUCT:
-            continue
-        if tile.bn <= power_of_two(o) and images * ceil_div(pixels, tile.bm) * ceil_div(o, tile.bn) >= family.processors:
+    shape = tuning.shape_class((images, m.shape[1], 1, pixels), o)
+    row = _measured("pointwise_product", m, is_channels_last, shape)
+    if row is not _NOT_MEASURED:
+        return row
+    for row in _of_family(_PRODUCT, m.device)[element_size(m)]:
+        programs = images * ceil_div(pixels, row.bm) * ceil_div(o, row.bn)
+        if row.bn <= power_of_two(o) and programs >= family_of(m.device).processors:
             break
-    return tile
+    return row
 
 
-def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, step_y: int) -> Fused:
+def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int) -> Fused:
     """bk counts output channels here, bn input channels."""
     if INTERPRETED:
-        return Fused(2, 8, 16, 16, {"num_warps": 4})
-    row = _INTERMEDIATE[family_of(x.device).name, 4 if x.dtype == torch.float32 else 2]
-    bk, bn = min(row.bk, max(16, power_of_two(o))), min(row.bn, max(16, power_of_two(conv.out_channels)))
-    return Fused(*_pixel_tile(row, conv.oh, conv.ow, step_y), bk, bn, {"num_warps": row.warps, "num_stages": row.stages})
+        return _interpreted()
+    row = _measured("gradient_of_intermediate", x, is_channels_last, conv_class(conv, o))
+    if row is _NOT_MEASURED:
+        row = _of_family(_INTERMEDIATE, x.device)[element_size(x)]
+    return Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
 
 
-@dataclass(frozen=True)
-class PointwiseGradient:
-    """A tile of the pointwise weight gradient: bo output by bc input channels, bh x bw pixels at a time; `stored`: m comes from a
-    depthwise pass, because it would be computed again for every block of output channels."""
-
-    bh: int
-    bw: int
-    bo: int
-    bc: int
-    stored: bool
-    options: dict
-
-
-# By bytes of an element, and smaller before wgmma, whose operands need not be in registers.
-_POINTWISE_GRADIENT = {2: FusedRow(4, 64, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)}
-_POINTWISE_GRADIENT_AMPERE = {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(4, 64, 64, 32, 8)}
-
-
-def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, step_y: int) -> PointwiseGradient:
-    """Of the table's row bk counts output channels, bn input channels."""
-    c = conv.out_channels
+def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int) -> tuple[Fused, bool]:
+    """(tile, stored): bk counts output channels, bn input channels; `stored`: m comes from a depthwise pass, because it would be computed
+    again for every block of output channels."""
     if INTERPRETED:
-        return PointwiseGradient(2, 8, 16, 16, c > 24, {"num_warps": 4})
-    table = _POINTWISE_GRADIENT_AMPERE if family_of(x.device).capability == 80 else _POINTWISE_GRADIENT
-    row = table[4 if x.dtype == torch.float32 else 2]
-    bo, bc = min(row.bk, max(16, power_of_two(o))), min(row.bn, max(16, power_of_two(c)))
+        return _interpreted(), conv.out_channels > 24
+    row = _measured("pointwise_gradient", x, is_channels_last, conv_class(conv, o))
+    if row is _NOT_MEASURED:
+        row = _of_family(_POINTWISE_GRADIENT, x.device)[element_size(x)]
     stored = o > FUSED_CHANNELS
-    bh, bw = _pixel_tile(row, conv.oh, conv.ow, 1 if stored else step_y)
-    return PointwiseGradient(bh, bw, bo, bc, stored, {"num_warps": row.warps})
+    return Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels)), stored

@@ -1,10 +1,8 @@
 """depthwise_conv2d forward.
 
 Two kernels. The *ring* marches down a strip of one residue class: it loads each input row once for every column shift, converts it once,
-and adds
-it into KH running sums that the loop carries; a sum leaves the ring as a finished output row. The *tap* kernel gathers the taps of each
-output row and
-takes what the ring cannot: strides that do not divide the dilation, and kernels whose taps do not fit in registers.
+and adds it into KH running sums that the loop carries; a sum leaves the ring as a finished output row. The *tap* kernel gathers the taps of
+each output row and takes what the ring cannot: strides that do not divide the dilation, and kernels whose taps do not fit in registers.
 """
 
 import math

@@ -1,12 +1,9 @@
 """depthwise_conv2d backward, and the depthwise half of the separable backward.
 
 At stride 1 one kernel gives both gradients. It owns pixels of x, not of the output: dx[p] = sum_t w[t] g[p - t] and dw[t] += x[p] g[p - t]
-read the
-same window of g, so x needs no halo and g is loaded once for both. It marches like the forward ring, with two rings: the KH sums of dx
-that are
-unfinished, and the KH rows of x that still meet rows of g. Weight gradients stay in registers over all strips of a program and leave as
-one partial
-a program; a second kernel adds the partials in order, so results do not change from run to run.
+read the same window of g, so x needs no halo and g is loaded once for both. It marches like the forward ring, with two rings: the KH sums
+of dx that are unfinished, and the KH rows of x that still meet rows of g. Weight gradients stay in registers over all strips of a program
+and leave as one partial a program; a second kernel adds the partials in order, so results do not change from run to run.
 
 Other strides, depth multipliers and large kernels take a gather for dx and a program per tap for dw.
 """

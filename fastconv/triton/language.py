@@ -120,9 +120,8 @@ def strip_coordinates(
     """What strip `pid` of maps of H x W positions covers: (image, first row, the column of each lane).
 
     Rows y, y + step_y, y + 2*step_y ... (ROWS of them) belong to one residue class, and columns are sorted by residue class modulo step_x
-    when
-    POLYPHASE: so a strip has the halo and the reuse of dilation 1. Lanes count columns, 0 .. BW. A lane beyond the map gets column W, rows
-    may pass H.
+    when POLYPHASE: so a strip has the halo and the reuse of dilation 1. Lanes count columns, 0 .. BW. A lane beyond the map gets column W,
+    rows may pass H.
     """
     column_block = pid % column_blocks
     pid = pid // column_blocks

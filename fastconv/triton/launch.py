@@ -1,7 +1,7 @@
 """From tensors to a launch: memory formats, geometry, the device family, and the one place where a kernel is started.
 
-A `Recorder` stands in for the device: launches are kept instead of run, which is how kernels are compiled ahead of time for
-machines that are not there.
+A `Recorder` stands in for the device: launches are kept instead of run, which is how kernels are compiled ahead of time for machines that
+are not there.
 """
 
 from contextlib import contextmanager
@@ -33,6 +33,11 @@ class Family:
     capability: int  # 80, 90, 100; 0 for HIP
     processors: int
     shared_memory: int  # bytes a program may use
+
+    @property
+    def key(self) -> str:
+        """Its name in FAMILIES, and in the tile tables."""
+        return f"sm_{self.capability}" if self.name == "cuda" else "gfx942"
 
 
 FAMILIES = {

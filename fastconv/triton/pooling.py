@@ -1,15 +1,12 @@
 """Pools at every offset, forward: max (with an argmax byte, with int64 indices, or neither) and average.
 
 Both march down a strip of one residue class modulo the dilation. Each input row is loaded once for every column shift and reduced over
-them; the result
-enters KH running windows that the loop carries, and a window that has met its KH rows leaves as an output row. So a window costs KH + KW
-steps instead
-of KH * KW, for any dilation. Windows too large to unroll take a gather.
+them; the result enters KH running windows that the loop carries, and a window that has met its KH rows leaves as an output row. So a window
+costs KH + KW steps instead of KH * KW, for any dilation. Windows too large to unroll take a gather.
 
 The maximum follows torch: the first of equal values wins, the last NaN wins over everything, and a window of -inf alone has its first
-position
-inside the input. A row is compared left to right and rows top to bottom, each with "greater, or NaN", which gives that order for the whole
-window.
+position inside the input. A row is compared left to right and rows top to bottom, each with "greater, or NaN", which gives that order for
+the whole window.
 """
 
 import torch
@@ -22,6 +19,13 @@ from .launch import Pool, Strips, ceil_div, channels_last, dense, empty_map, lau
 
 # Unrolled taps, horizontally and vertically.
 RING_SIDE = 16
+
+# By what is kept of the winners; their tiles are tuned apart.
+MAX_STAGES = {
+    "none": "shift_stitch_max_pool2d",
+    "tap": "shift_stitch_max_pool2d_argmax",
+    "plane": "shift_stitch_max_pool2d_indices",
+}
 
 
 @triton.jit
@@ -283,11 +287,11 @@ def pool_arguments(pool: Pool, is_channels_last: bool) -> dict:
     }  # fmt: skip
 
 
-def launch_pool(ring, gather, pool: Pool, x, is_channels_last: bool, height: int, width: int, arguments: dict) -> None:
-    """Launches the ring, or the gather where its taps do not unroll, over a map of height x width positions."""
+def launch_pool(stage: str, ring, gather, pool: Pool, x, is_channels_last: bool, height: int, width: int, arguments: dict) -> None:
+    """Launches the ring, or the gather where its taps do not unroll, over a map of height x width positions; `stage` names its tiles."""
     unrolled = max(pool.kh, pool.kw) <= RING_SIDE
     step_x = pool.dw if is_channels_last else 1
-    tile = configs.pool(x, pool, is_channels_last, height, width, pool.dh, step_x)
+    tile = configs.pool(stage, x, pool, is_channels_last, height, width, pool.dh, step_x)
     strips = Strips(pool.n, height, width, pool.dh, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(pool.c, tile.bc)
     launch(
@@ -312,7 +316,7 @@ def run_max_pool(x, pool: Pool, is_channels_last: bool, fill: float, index: str,
     indices = None if index == "none" else _filled(x, pool, is_channels_last, index_fill, index_dtype)
     if out.numel():
         launch_pool(
-            max_pool_ring, max_pool_gather, pool, x, is_channels_last, pool.dense_h, pool.dense_w,
+            MAX_STAGES[index], max_pool_ring, max_pool_gather, pool, x, is_channels_last, pool.dense_h, pool.dense_w,
             {"x_ptr": x, "out_ptr": out, "index_ptr": indices, "INDEX": index},
         )  # fmt: skip
     return out, indices
@@ -351,7 +355,7 @@ def shift_stitch_avg_pool2d(
     out = _filled(x, pool, is_channels_last, fill)
     if out.numel():
         launch_pool(
-            avg_pool_ring, avg_pool_gather, pool, x, is_channels_last, pool.dense_h, pool.dense_w,
+            "shift_stitch_avg_pool2d", avg_pool_ring, avg_pool_gather, pool, x, is_channels_last, pool.dense_h, pool.dense_w,
             {"x_ptr": x, "out_ptr": out, **average_count(count_include_pad, divisor_override)},
         )  # fmt: skip
     return out

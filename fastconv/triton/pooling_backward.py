@@ -1,10 +1,8 @@
 """Pools at every offset, backward: the gradient of each input pixel is gathered from the windows that hold it.
 
 The kernels own input pixels, so that nothing is added from two places and no atomics are needed. They march like the forward ring: one row
-of windows is
-loaded once for every column shift and feeds the KH sums of input rows that are unfinished. A window of a max pool gives its gradient to
-the one tap that
-its argmax byte names; a window of an average pool gives its share to every tap.
+of windows is loaded once for every column shift and feeds the KH sums of input rows that are unfinished. A window of a max pool gives its
+gradient to the one tap that its argmax byte names; a window of an average pool gives its share to every tap.
 """
 
 import torch
@@ -119,11 +117,11 @@ def pool_backward_gather(
         tl.store(dx_image + row * x_y + (columns[:, None] * x_x + channels[None, :] * x_c), acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def _run(grad, argmax, pool: Pool, is_channels_last: bool, count: dict) -> torch.Tensor:
+def _run(kind: str, grad, argmax, pool: Pool, is_channels_last: bool, count: dict) -> torch.Tensor:
     dx = empty_map(grad, (pool.n, pool.c, pool.h, pool.w), is_channels_last)
     if dx.numel():
         launch_pool(
-            pool_backward_ring, pool_backward_gather, pool, grad, is_channels_last, pool.h, pool.w,
+            f"shift_stitch_{kind}_pool2d_backward", pool_backward_ring, pool_backward_gather, pool, grad, is_channels_last, pool.h, pool.w,
             {"grad_ptr": grad, "argmax_ptr": argmax, "dx_ptr": dx, **count},
         )  # fmt: skip
     return dx
@@ -139,7 +137,7 @@ def shift_stitch_max_pool2d_backward(
         # Found again from the input; one byte does not hold the tap of a larger window.
         dtype = torch.uint8 if pool.kh * pool.kw <= 256 else torch.int32
         argmax = run_max_pool(dense(input, is_channels_last), pool, is_channels_last, 0.0, "tap", dtype)[1]
-    return _run(grad, dense(argmax, is_channels_last), pool, is_channels_last, {"COUNT": "none", "divisor": 1})
+    return _run("max", grad, dense(argmax, is_channels_last), pool, is_channels_last, {"COUNT": "none", "divisor": 1})
 
 
 def shift_stitch_avg_pool2d_backward(
@@ -147,4 +145,5 @@ def shift_stitch_avg_pool2d_backward(
 ):  # fmt: skip
     is_channels_last = channels_last(grad_output)
     pool = Pool.of(input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments)
-    return _run(dense(grad_output, is_channels_last), None, pool, is_channels_last, average_count(count_include_pad, divisor_override))
+    count = average_count(count_include_pad, divisor_override)
+    return _run("avg", dense(grad_output, is_channels_last), None, pool, is_channels_last, count)

@@ -254,7 +254,7 @@ def _fused(
             "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw,
             "pt": conv.pt,
             "pl": conv.pl, **strips.arguments, "channel_blocks": channel_blocks, "C": conv.out_channels, "O": o, "M": conv.m, "KH": conv.kh,
-            "KW": conv.kw, "BK": tile.bk, "BN": tile.bn, "RING": ring, "CHANNELS_LAST": is_channels_last,
+            "KW": conv.kw, "BK": tile.bk, "BN": tile.bn, "RING": ring and tile.ring, "CHANNELS_LAST": is_channels_last,
             "INPUT_ACTIVATION": activations[0],
             "DEPTHWISE_ACTIVATION": activations[1], "POINTWISE_ACTIVATION": activations[2],
             "HAS_DEPTHWISE_BIAS": depthwise_bias is not None,
@@ -273,7 +273,7 @@ def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last
     if is_channels_last and not wide(n * pixels * max(c, o)):
         # Images follow one another without a seam, so that small ones fill tiles.
         n, pixels = 1, n * pixels
-    tile = configs.product(m, n, pixels, o)
+    tile = configs.product(m, n, pixels, is_channels_last, o)
     pixel_blocks, channel_blocks = ceil_div(pixels, tile.bm), ceil_div(o, tile.bn)
     launch(
         pointwise_product,
@@ -307,7 +307,7 @@ def run_separable(
     out = empty_map(x, (conv.n, o, conv.oh, conv.ow), is_channels_last)
     if out.numel() == 0:
         return out
-    tile = configs.separable_forward(x, conv, o, fused_ring(conv)[1])
+    tile = configs.separable_forward(x, conv, o, is_channels_last, fused_ring(conv)[1])
     if tile is not None:
         _fused(
             x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last,

@@ -177,7 +177,7 @@ def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, 
     o = pointwise_weight.shape[0]
     dz1 = empty_map(x, (conv.n, conv.out_channels, conv.oh, conv.ow), is_channels_last)
     ring, step_y, step_x = _steps(conv, is_channels_last)
-    tile = configs.gradient_of_intermediate(x, conv, o, step_y)
+    tile = configs.gradient_of_intermediate(x, conv, o, is_channels_last, step_y)
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.bh, tile.bw)
     channel_blocks = ceil_div(conv.out_channels, tile.bn)
     launch(
@@ -189,7 +189,8 @@ def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, 
             "out_ptr": grad if out is None else out,
             "x_ptr": x, "depthwise_ptr": depthwise_weight, "pointwise_ptr": pointwise_weight, "depthwise_bias_ptr": depthwise_bias,
             "dz1_ptr": dz1,
-            "channel_blocks": channel_blocks, "BK": tile.bk, "BN": tile.bn, "RING": ring, "STAGES": tile.options.get("num_stages", 1),
+            "channel_blocks": channel_blocks, "BK": tile.bk, "BN": tile.bn, "RING": ring and tile.ring,
+            "STAGES": tile.options.get("num_stages", 1),
             "POINTWISE_ACTIVATION": activations[2], "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "PRECISION": dot_precision(x.dtype),
         },
         **tile.options,
@@ -204,13 +205,13 @@ def _pointwise_gradient(
     weight_gradient = torch.empty_like(pointwise_weight) if want_weight else nothing(x)
     bias_gradient = x.new_empty(o) if want_bias else nothing(x)
     ring, step_y, step_x = _steps(conv, is_channels_last)
-    tile = configs.pointwise_gradient(x, conv, o, step_y)
-    stored = tile.stored and want_weight
+    tile, stored = configs.pointwise_gradient(x, conv, o, is_channels_last, step_y)
+    stored = stored and want_weight
     if stored:
         x = run_depthwise(x, depthwise_weight, depthwise_bias, conv, is_channels_last, activations[0], activations[1])
         step_y, step_x = 1, 1
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.bh, tile.bw)
-    out_blocks, channel_blocks = ceil_div(o, tile.bo), ceil_div(c, tile.bc) if want_weight else 1
+    out_blocks, channel_blocks = ceil_div(o, tile.bk), ceil_div(c, tile.bn) if want_weight else 1
     per_program = configs.strips_per_program(x, strips.count, out_blocks * channel_blocks)
     slots = ceil_div(strips.count, per_program)
     partial = torch.empty((slots, o, c) if want_weight else 0, dtype=torch.float32, device=x.device)
@@ -224,7 +225,7 @@ def _pointwise_gradient(
             "out_ptr": grad if out is None else out,
             "x_ptr": x, "depthwise_ptr": depthwise_weight, "depthwise_bias_ptr": depthwise_bias, "partial_ptr": partial,
             "bias_partial_ptr": bias_partial, "out_blocks": out_blocks, "channel_blocks": channel_blocks, "strip_count": strips.count,
-            "BO": tile.bo, "BC": tile.bc, "RING": ring, "STRIPS": per_program, "POINTWISE_ACTIVATION": activations[2],
+            "BO": tile.bk, "BC": tile.bn, "RING": ring and tile.ring, "STRIPS": per_program, "POINTWISE_ACTIVATION": activations[2],
             "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "WANT_WEIGHT": want_weight, "WANT_BIAS": want_bias, "STORED": stored,
             "PRECISION": dot_precision(x.dtype),
         },

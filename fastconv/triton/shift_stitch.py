@@ -51,7 +51,7 @@ def _run(dense_map, fragments, fill: float, stride, is_channels_last: bool, is_s
         return
     # Contiguous rows keep their neighbours together on the dense side; a pixel of channels_last is a run of its own anyway.
     step_x = sw if is_channels_last else 1
-    tile = configs.permute(dense_map, n, c, is_channels_last, u * sh, v * sw, sh, step_x)
+    tile = configs.permute(dense_map, n, c, is_channels_last, u * sh, v * sw, stride, step_x)
     strips = Strips(n, u * sh, v * sw, sh, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(c, tile.bc)
     launch(

@@ -1,0 +1,99 @@
+"""Triton as a candidate of the planner: what it would launch on a GPU that is not here, what that costs, and how `explain` tells it."""
+
+import json
+
+import pytest
+import torch
+
+from fastconv import backends, tuning
+from fastconv.__main__ import main
+
+triton_backend = pytest.importorskip("fastconv.triton", reason="the Triton backend needs triton")
+if triton_backend.INTERPRETED:
+    pytest.skip("tiles under the interpreter are its own", allow_module_level=True)
+
+from bench import triton_static as static  # noqa: E402
+from bench.triton_static import meta  # noqa: E402
+from fastconv.cli import predict  # noqa: E402
+from fastconv.triton import plan as planner  # noqa: E402
+from fastconv.triton.launch import FAMILIES  # noqa: E402
+
+BF16 = torch.bfloat16
+
+
+def explained(capsys, *arguments: str):
+    assert main(["explain", "--format", "channels_last", "--dtype", "bfloat16", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_kinds_are_the_families():
+    assert tuple(FAMILIES) == predict.KINDS == tuple(planner.RATES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", static.LAYERS, ids=lambda layer: layer.__name__)
+def test_every_launch_has_a_cost(layer, family, monkeypatch):
+    launches = static.launches(family, layer, BF16, True)
+    for launch, moved in zip(launches, planner._bytes(launches), strict=True):
+        assert launch.kernel.__name__ in planner._TURNS
+        step = planner._step(launch, FAMILIES[family], moved, None)
+        assert step.bytes > 0 and step.seconds > planner.LAUNCH_SECONDS and step.waves > 0
+
+
+def separable(c, size):
+    x, depthwise, pointwise = meta(8, c, size, size, dtype=BF16, channels_last=True), meta(c, 1, 3, 3, dtype=BF16), meta(c, c, dtype=BF16)
+    return x, depthwise, pointwise, None, None, None, (1, 1), (1,) * 4, (1, 1), "identity", "relu", "relu"
+
+
+def test_bytes_and_operations_of_the_fused_kernel():
+    (step,) = planner.plan("depthwise_separable_conv2d", separable(128, 64), FAMILIES["sm_90"], compiled=False)
+    pixels = 8 * 64 * 64
+    assert step.kernel == "separable_fused"
+    assert step.bytes == 2 * (2 * 128 * pixels + 128 * 9 + 128 * 128)
+    assert step.flops == 2 * 128 * pixels * (9 + 128)
+    assert step.registers is None and step.bound == "memory"
+
+
+def test_the_intermediate_stays_on_the_chip():
+    steps = planner.plan("depthwise_separable_conv2d", separable(512, 64), FAMILIES["sm_90"], compiled=False)
+    assert [step.kernel for step in steps] == ["depthwise_ring", "pointwise_product"] * (len(steps) // 2)
+    maps = 2 * 8 * 64 * 64 * 512
+    assert sum(step.bytes for step in steps if step.kernel == "depthwise_ring") - maps < 10**5
+    assert sum(step.bytes for step in steps) - 2 * maps < 10**7
+
+
+def test_the_compiled_kernel_says_what_binds_it():
+    (step,) = planner.plan("depthwise_conv2d", static._depthwise(BF16, True), FAMILIES["sm_90"])
+    assert step.spills == 0 and 16 < step.registers <= 255 and step.shared_memory == 0
+    assert 9 < step.instructions < 40
+    assert step.resident * step.warps <= 64
+
+
+def test_explain_of_a_gpu_that_is_not_here(capsys):
+    layer = "--shape 8,128,64,64 --pointwise-activation relu --device sm_90".split()
+    facts = json.loads(explained(capsys, *layer, "--json"))
+    cuda, triton, reference = facts["candidates"]
+    assert facts["backend"] == "triton" and triton["chosen"] and not cuda["chosen"]
+    assert cuda["refused"] == facts["refused"]["cuda"] and "triton" in reference["refused"]
+    (launch,) = triton["launches"]
+    assert launch["kernel"] == "separable_fused" and launch["spills"] == 0 and launch["registers"] <= 128
+    assert launch["tile"]["BN"] == 128 and launch["bytes"] == facts["bytes"] and launch["flops"] == facts["flops"]
+    assert facts["floor"]["seconds"] < triton["seconds"] < reference["seconds"]
+    text = explained(capsys, *layer)
+    for line in ("triton    predicted", "separable_fused", "BN 128", "registers", "not cuda", "as separate layers", "H200"):
+        assert line in text
+
+
+def test_explain_does_not_compile_unless_it_may(capsys):
+    text = explained(capsys, "--shape", "2,64,17,17", "--op", "max-pool", "--device", "gfx942", "--no-compile", "--no-floor")
+    assert "max_pool_ring" in text and "registers" not in text
+
+
+def test_explain_shows_what_was_measured(monkeypatch):
+    x = torch.empty(8, 128, 64, 64, dtype=BF16, device="meta")
+    key = backends.key_of("depthwise_conv2d", x, 128, (3, 3), (1, 1), (1, 1))
+    with tuning.use(tuning.Table("", {key: tuning.Entry("triton", {}, {"triton": 1.5e-5, "cuda": 2e-5})})):
+        choice = backends.explain_choice("depthwise_conv2d", "cuda", BF16, key)
+    assert choice.backend == "triton"
+    line = {"backend": "cuda", "chosen": False, "refused": "triton was measured faster here", "seconds": None, "measured": 2e-5}
+    assert predict.lines(line) == ["cuda      measured 20.0 microseconds; not chosen: triton was measured faster here"]
