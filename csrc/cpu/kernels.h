@@ -73,7 +73,6 @@ struct SeparableBackwardPlan {
   int64_t grad_bytes;      // the block's pointwise pre-activation gradients, float32, shared
   int64_t middle_bytes;    // the block's depthwise results, float32, shared
   int64_t row_stride;      // floats between two rows of either
-  bool flat;
 };
 struct SeparableBackwardMemory {
   void* packed;

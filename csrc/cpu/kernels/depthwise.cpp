@@ -19,14 +19,15 @@ DepthwisePlan plan(const DepthwiseForward& p, int threads) {
     s.items = ceil_div(rows, s.rows_per_item);
     s.packed_bytes = 4 * stage_weight_floats(g);
   } else {
-    s.flat = flat_in_place(g, p.dtype, p.input_activation);
+    const PlaneSource source = plane_source(g, p.dtype, p.input_activation);
+    s.flat = source == PlaneSource::in_place;
     s.tile_pixels = min64(round_up(plane, kGroupPixels), s.flat ? kTilePixels : 1024);
     s.tiles = ceil_div(plane, s.tile_pixels);
     // An item is a run of channels of one tile: enough channels to pay for its masks, enough items for every thread.
     s.channels_per_item = max64(1, min64(channels, g.n * s.tiles * channels / (8 * threads)));
     s.items = g.n * s.tiles * ceil_div(channels, s.channels_per_item);
     s.packed_bytes = 4 * channels * (g.taps() + 1);
-    s.scratch_bytes = tile_taps_bytes(ceil_div(s.tile_pixels, kGroupPixels), g.taps()) + (s.flat ? 0 : 4 * stage_floats(g, s.tile_pixels));
+    s.scratch_bytes = PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels);
   }
   return s;
 }
@@ -53,36 +54,23 @@ void tile_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* p
   const ConvGeometry& g = p.g;
   const int64_t channels = g.out_channels(), taps = g.taps(), plane = g.oh * g.ow, runs = ceil_div(channels, s.channels_per_item);
   const int64_t run = item % runs, tile = item / runs % s.tiles, n = item / runs / s.tiles;
-  const int64_t p0 = tile * s.tile_pixels, p1 = min64(plane, p0 + s.tile_pixels), groups = ceil_div(p1 - p0, kGroupPixels);
-  const int64_t most = ceil_div(s.tile_pixels, kGroupPixels);
-  const TileTaps tile_taps = place_tile_taps(scratch, most, taps);
-  float* staged = reinterpret_cast<float*>(static_cast<char*>(scratch) + tile_taps_bytes(most, taps));
-  const StageShape shape = stage_shape(g, p0, p1);
-  if (s.flat)
-    flat_tile_taps(g, p0, p1, tile_taps);
-  else
-    staged_taps(g, shape, tile_taps.taps);
+  const int64_t p0 = tile * s.tile_pixels, p1 = min64(plane, p0 + s.tile_pixels);
+  const TileGroups groups = even_groups(p1 - p0);
+  PlaneTile<T> stage(g, plane_source(g, p.dtype, p.input_activation), p.input_activation, p0, p1, groups, scratch);
   for (int64_t c = run * s.channels_per_item; c < min64(channels, (run + 1) * s.channels_per_item); ++c) {
-    const T* x = static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc;
-    const float* from;
-    if (s.flat) {
-      from = reinterpret_cast<const float*>(x) + p0;
-    } else {
-      stage_plane(g, shape, x, p.x.sh, p.input_activation, staged);
-      from = staged + p0 - shape.oy0 * g.ow;
-    }
+    stage.bind(static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc, p.x.sh);
     T* out = static_cast<T*>(p.out.data) + (n * channels + c) * plane + p0;
-    stage_channel(
-        from, groups, s.flat, tile_taps, taps, packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t group, vf(&acc)[kGroup]) {
-          const int64_t left = p1 - p0 - group * kGroupPixels;
-          T* to = out + group * kGroupPixels;
-          for (int v = 0; v < kGroup; ++v) {
-            if (left >= (v + 1) * L)
-              store(to + v * L, acc[v]);
-            else if (left > v * L)
-              store_part(to + v * L, acc[v], int(left - v * L));
-          }
-        });
+    stage.channel(packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+      constexpr int size = sizeof(acc) / sizeof(vf);
+      const int64_t at = groups.begin(group) * L, left = p1 - p0 - at;
+#pragma GCC unroll 4
+      for (int v = 0; v < size; ++v) {
+        if (left >= (v + 1) * L)
+          store(out + at + v * L, acc[v]);
+        else
+          store_part(out + at + v * L, acc[v], int(left - v * L));
+      }
+    });
   }
 }
 

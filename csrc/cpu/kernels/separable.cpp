@@ -63,19 +63,22 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
     s.packed_bytes = align64(4 * stage_weight_floats(g)) + align64(4 * vectors * L) + 4 * vectors * L * k_count;
     s.pack_items = s.panels + 1;
   } else {
-    s.flat = flat_in_place(g, p.dtype, p.input_activation);
+    const PlaneSource source = plane_source(g, p.dtype, p.input_activation);
+    s.flat = source == PlaneSource::in_place;
     s.panel_vectors = kGroup;
-    const int64_t most = min64(kMaxPixelsNchw, max64(kGroupPixels, kScratchBudget / (4 * channels)));
-    s.tile_pixels = tile_size(pixels, most, kGroupPixels, g.n >= threads ? 1 : threads);
-    s.tiles = ceil_div(pixels, s.tile_pixels);
-    s.panels = s.tile_pixels / kGroupPixels;
+    const int64_t vectors = ceil_div(pixels, L), most = min64(kMaxPixelsNchw, max64(kGroupPixels, kScratchBudget / (4 * channels))) / L;
+    // Tiles of equal size but for a vector, and as many for every thread.
+    s.tiles = ceil_div(vectors, most);
+    if (g.n < threads) s.tiles = min64(vectors, round_up(s.tiles, threads));
+    s.tile_pixels = ceil_div(vectors, s.tiles) * L;
+    s.panels = ceil_div(s.tile_pixels, kGroupPixels);
     s.items = s.tiles * g.n;
     if (s.items < threads) {
       s.splits = min64(ceil_div(p.o, 4 * kRows), ceil_div(threads, s.items));
       s.items *= s.splits;
     }
     s.row_stride = kGroupPixels;
-    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + tile_taps_bytes(s.panels, g.taps()) + (s.flat ? 0 : 4 * stage_floats(g, s.tile_pixels));
+    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels);
     // Depthwise weights and bias, pointwise bias and (16-bit inputs) pointwise weights, all as float32.
     s.packed_bytes = align64(4 * channels * (g.taps() + 1)) + align64(4 * p.o) + (p.dtype == DType::f32 ? 0 : 4 * p.o * channels);
     s.pack_items = 1 + (p.dtype == DType::f32 ? 0 : ceil_div(p.o, 16));
@@ -307,17 +310,17 @@ void pack_nchw(const SeparableForward& p, int64_t begin, int64_t end, void* pack
   }
 }
 
-template <int R, class T>
+template <int R, int NV, class T>
 __attribute__((noinline)) void block_nchw(
     const SeparableForward& p, int64_t channels, const float* panel, const float* weights, const float* bias, int64_t pixels, const T* residual, T* out,
     Fetch fetch, bool streaming) {
   const int64_t plane = p.g.oh * p.g.ow;
-  vf acc[R][kGroup];
+  vf acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < kGroup; ++v) acc[r][v] = set1(bias[r]);
-  gemm_block<F32Dot, kGroup, R>(channels, panel, kGroupPixels, weights, channels, 1, acc, fetch);
+    for (int v = 0; v < NV; ++v) acc[r][v] = set1(bias[r]);
+  gemm_block<F32Dot, NV, R>(channels, panel, NV * L, weights, channels, 1, acc, fetch);
   finish(acc, R, pixels, p.pointwise_activation, residual, out, plane, streaming);
 }
 
@@ -352,47 +355,37 @@ class PlaneFetch {
 template <class T>
 void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNchw& w, int64_t n, int64_t tile, int64_t split, void* scratch) {
   const ConvGeometry& g = p.g;
-  const int64_t channels = g.out_channels(), plane = g.oh * g.ow, taps = g.taps(), p0 = tile * s.tile_pixels, p1 = min64(plane, p0 + s.tile_pixels);
-  const int64_t groups = ceil_div(p1 - p0, kGroupPixels);
-  char* at = static_cast<char*>(scratch);
-  float* panels = reinterpret_cast<float*>(at);
-  at += align64(4 * s.tile_pixels * channels);
-  const TileTaps tile_taps = place_tile_taps(at, s.panels, taps);
-  float* staged = reinterpret_cast<float*>(at + tile_taps_bytes(s.panels, taps));
-  const StageShape shape = stage_shape(g, p0, p1);
-  if (s.flat)
-    flat_tile_taps(g, p0, p1, tile_taps);
-  else
-    staged_taps(g, shape, tile_taps.taps);
+  const int64_t channels = g.out_channels(), plane = g.oh * g.ow, taps = g.taps(), vectors = ceil_div(plane, L);
+  const int64_t p0 = vectors * tile / s.tiles * L, p1 = min64(plane, vectors * (tile + 1) / s.tiles * L);
+  const TileGroups groups = even_groups(p1 - p0);
+  float* panels = static_cast<float*>(scratch);  // [group][channel][pixel]
+  PlaneTile<T> stage(
+      g, plane_source(g, p.dtype, p.input_activation), p.input_activation, p0, p1, groups, static_cast<char*>(scratch) + align64(4 * s.tile_pixels * channels));
 
   const T* image = static_cast<const T*>(p.x.data) + n * p.x.sn;
   for (int64_t c = 0; c < channels; ++c) {
-    const T* x = image + c / g.multiplier * p.x.sc;
-    const float* from;
-    if (s.flat) {
-      from = reinterpret_cast<const float*>(x) + p0;
-    } else {
-      if (c % g.multiplier == 0) stage_plane(g, shape, x, p.x.sh, p.input_activation, staged);
-      from = staged + p0 - shape.oy0 * g.ow;
-    }
-    stage_channel(
-        from, groups, s.flat, tile_taps, taps, w.depthwise + c * taps, w.depthwise_bias[c], p.depthwise_activation, [&](int64_t group, vf(&acc)[kGroup]) {
-          float* to = panels + (group * channels + c) * kGroupPixels;
-          for (int v = 0; v < kGroup; ++v) store(to + v * L, acc[v]);
-        });
+    if (c % g.multiplier == 0) stage.bind(image + c / g.multiplier * p.x.sc, p.x.sh);
+    stage.channel(w.depthwise + c * taps, w.depthwise_bias[c], p.depthwise_activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+      constexpr int64_t size = sizeof(acc) / sizeof(vf);
+      float* to = panels + (groups.begin(group) * channels + c * size) * L;
+#pragma GCC unroll 4
+      for (int v = 0; v < size; ++v) store(to + v * L, acc[v]);
+    });
   }
 
   const T* residual = static_cast<const T*>(p.residual.data);
   T* out = static_cast<T*>(p.out.data);
   const int64_t first = p.o * split / s.splits, last = p.o * (split + 1) / s.splits;
-  PlaneFetch<T> fetch(p, image, p1, s.tile_pixels, groups * ceil_div(last - first, kRows));
+  PlaneFetch<T> fetch(p, image, p1, s.tile_pixels, groups.count * ceil_div(last - first, kRows));
   // Groups innermost: a row of the output is written in one run of the tile's pixels.
   auto rows = [&](auto count, int64_t o) __attribute__((always_inline)) {
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t pixel = p0 + group * kGroupPixels, offset = (n * p.o + o) * plane + pixel;
-      block_nchw<count.value, T>(
-          p, channels, panels + group * channels * kGroupPixels, w.weights + o * channels, w.bias + o, p1 - pixel, residual ? residual + offset : nullptr,
-          out + offset, fetch.next(), s.streaming);
+    for (int64_t group = 0; group < groups.count; ++group) {
+      const int64_t pixel = p0 + groups.begin(group) * L, offset = (n * p.o + o) * plane + pixel;
+      with_group_size(groups.size(group), [&](auto size) __attribute__((always_inline)) {
+        block_nchw<count.value, size.value, T>(
+            p, channels, panels + groups.begin(group) * channels * L, w.weights + o * channels, w.bias + o, p1 - pixel, residual ? residual + offset : nullptr,
+            out + offset, fetch.next(), s.streaming);
+      });
     }
   };
   int64_t o = first;

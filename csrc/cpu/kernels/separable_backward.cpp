@@ -40,19 +40,18 @@ SeparableBackwardPlan plan(const SeparableBackward& p, int) {
   s.tile_items = channels_last(p) ? s.tiles : g.n * s.tiles;
   s.block_tiles = min64(s.tile_items, max64(1, kBlockPixels / s.tile_pixels));
   s.weight_items = channel_panels(p) * ceil_div(o, kRowsPerItem);
-  s.flat = !channels_last(p) && flat_in_place(g, p.f.dtype, p.f.input_activation);
+  const PlaneSource source = plane_source(g, p.f.dtype, p.f.input_activation);
   const int64_t block_pixels = s.block_tiles * s.tile_pixels;
   // Odd number of cache lines between pixels, so that rows spread over the cache's sets.
   s.row_stride = (ceil_div(round_up(o, L) + kRows, 16) | 1) * 16;
   s.grad_bytes = channels_last(p) ? 4 * (block_pixels + kRows) * s.row_stride : 4 * (block_pixels * o + kRows * kGroupPixels);
   s.middle_bytes = 4 * channel_panels(p) * kPanel * block_pixels;
-  const int64_t groups = s.tile_pixels / kGroupPixels;
   if (channels_last(p)) {
     s.scratch_bytes = 4 * s.tile_pixels * channel_panels(p) * kPanel;
     s.packed_bytes = align64(4 * stage_weight_floats(g)) + 4 * channel_panels(p) * kPanel * o;
     s.pack_items = 1 + channel_panels(p);
   } else {
-    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + tile_taps_bytes(groups, g.taps()) + (s.flat ? 0 : 4 * stage_floats(g, s.tile_pixels));
+    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels);
     s.packed_bytes = align64(4 * channels * (g.taps() + 1)) + 4 * o * round_up(channels, kRows) + 64;
     s.pack_items = 1 + ceil_div(o, 16);
   }
@@ -223,33 +222,21 @@ void tile_nchw(const SeparableBackward& p, const SeparableBackwardPlan& s, const
   const ConvGeometry& g = f.g;
   const Packed w = place(p, memory.packed);
   const int64_t channels = g.out_channels(), plane = g.oh * g.ow, taps = g.taps(), n = item / s.tiles, p0 = item % s.tiles * s.tile_pixels;
-  const int64_t p1 = min64(plane, p0 + s.tile_pixels), groups = ceil_div(p1 - p0, kGroupPixels), most = s.tile_pixels / kGroupPixels;
-  char* at = static_cast<char*>(scratch);
-  float* z1 = reinterpret_cast<float*>(at);  // [group][channel][pixel]
-  at += align64(4 * s.tile_pixels * channels);
-  const TileTaps tile_taps = place_tile_taps(at, most, taps);
-  float* staged = reinterpret_cast<float*>(at + tile_taps_bytes(most, taps));
+  const int64_t p1 = min64(plane, p0 + s.tile_pixels), groups = ceil_div(p1 - p0, kGroupPixels);
+  float* z1 = static_cast<float*>(scratch);  // [group][channel][pixel]
 
   if (p.dz1.data || p.dpointwise) {
-    const StageShape shape = stage_shape(g, p0, p1);
-    if (s.flat)
-      flat_tile_taps(g, p0, p1, tile_taps);
-    else
-      staged_taps(g, shape, tile_taps.taps);
+    PlaneTile<T> stage(
+        g, plane_source(g, f.dtype, f.input_activation), f.input_activation, p0, p1, whole_groups(p1 - p0),
+        static_cast<char*>(scratch) + align64(4 * s.tile_pixels * channels));
     const T* image = static_cast<const T*>(f.x.data) + n * f.x.sn;
     for (int64_t c = 0; c < channels; ++c) {
-      const T* x = image + c / g.multiplier * f.x.sc;
-      const float* from;
-      if (s.flat) {
-        from = reinterpret_cast<const float*>(x) + p0;
-      } else {
-        if (c % g.multiplier == 0) stage_plane(g, shape, x, f.x.sh, f.input_activation, staged);
-        from = staged + p0 - shape.oy0 * g.ow;
-      }
-      stage_channel(
-          from, groups, s.flat, tile_taps, taps, w.depthwise + c * taps, w.depthwise[channels * taps + c], Activation::identity,
-          [&](int64_t group, vf(&acc)[kGroup]) {
-            for (int v = 0; v < kGroup; ++v) store(z1 + (group * channels + c) * kGroupPixels + v * L, acc[v]);
+      if (c % g.multiplier == 0) stage.bind(image + c / g.multiplier * f.x.sc, f.x.sh);
+      stage.channel(
+          w.depthwise + c * taps, w.depthwise[channels * taps + c], Activation::identity, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+            constexpr int size = sizeof(acc) / sizeof(vf);
+#pragma GCC unroll 4
+            for (int v = 0; v < size; ++v) store(z1 + (group * channels + c) * kGroupPixels + v * L, acc[v]);
           });
     }
   }
