@@ -73,9 +73,10 @@ py::dict depthwise_plan(const ConvGeometry& g, const std::string& type, const st
   const fastconv::DepthwisePlan s = fastconv::kernels().depthwise_plan(p, threads);
   const bool last = p.layout == fastconv::Layout::channels_last;
   py::dict d;
-  d["kernel"] = std::string("depthwise") + (last ? "" : s.flat ? ", taps read in place" : ", rows staged as float32");
+  const bool blocks = !last && s.rows_per_item > 0;
+  d["kernel"] = std::string("depthwise") + (last ? "" : blocks ? ", channels transposed to lanes" : s.flat ? ", taps read in place" : ", rows staged as float32");
   d["isa"] = fastconv::kernels().name;
-  if (last) {
+  if (last || blocks) {
     d["rows_per_item"] = s.rows_per_item;
   } else {
     d["tile_pixels"] = s.tile_pixels;

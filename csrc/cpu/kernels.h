@@ -12,10 +12,10 @@ namespace fastconv {
 // What the depthwise forward kernel decided.
 struct DepthwisePlan {
   int64_t items;
-  int64_t rows_per_item;      // channels_last: output rows
+  int64_t rows_per_item;      // output rows: channels_last, and contiguous maps that are computed with transposed channels; else 0
   int64_t tile_pixels;        // contiguous: pixels of a plane handled at a time,
-  int64_t tiles;              //   how many of these a plane has,
-  int64_t channels_per_item;  //   and how many channels one item covers
+  int64_t tiles;              //   and how many of these a plane has
+  int64_t channels_per_item;  // input channels of an item
   int64_t scratch_bytes;      // per thread
   int64_t packed_bytes;       // weights as float32, shared
   bool flat;                  // contiguous: taps are constant offsets in the flat plane as it lies in memory

@@ -6,7 +6,44 @@
 namespace fastconv::FASTCONV_ISA {
 namespace {
 
+// Contiguous maps come in two forms. Most are computed plane by plane, vectors along pixels (stage_nchw.h), with an unaligned and at the border masked
+// load per tap. Where taps are many, L planes at a time are transposed into scratch with the channels innermost, and the channels_last stage runs on that.
+constexpr int64_t kBlockTaps = 20;               // from so many taps on, transposing in and out costs less
+constexpr int64_t kBlockBytes = 384 << 10;       // of transposed rows
 constexpr int64_t kTilePixels = 8192;  // contiguous: pixels of a plane handled at a time, so that the masks of a tile stay in L1
+
+// Input channels in runs of `run`, the last one shorter: their geometry, and the weights of all of them as the channels_last stage reads them.
+ConvGeometry run_geometry(const ConvGeometry& g, int64_t run, int64_t c) {
+  ConvGeometry part = g;
+  part.c = min64(run, g.c - c);
+  return part;
+}
+int64_t run_floats(const ConvGeometry& g, int64_t run) { return stage_weight_floats(run_geometry(g, run, 0)); }
+int64_t packed_floats(const ConvGeometry& g, int64_t run) { return ceil_div(g.c, run) * run_floats(g, run); }
+
+template <class T>
+void pack_runs(const DepthwiseForward& p, int64_t run, float* packed) {
+  const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
+  for (int64_t c = 0; c < p.g.c; c += run, packed += run_floats(p.g, run))
+    stage_pack_nhwc(run_geometry(p.g, run, c), weight + c * p.g.multiplier * p.g.taps(), bias ? bias + c * p.g.multiplier : nullptr, packed);
+}
+
+int64_t input_rows(const ConvGeometry& g, int64_t rows) { return min64(g.h, (rows - 1) * g.sh + (g.kh - 1) * g.dh + 1); }
+int64_t block_bytes(const ConvGeometry& g, int64_t rows) { return 4 * L * (input_rows(g, rows) * g.w + g.ow); }
+
+// Output rows of an item of the blocked form, or 0 where that form does not pay.
+int64_t block_rows(const DepthwiseForward& p, int threads) {
+  const ConvGeometry& g = p.g;
+  if (g.taps() < kBlockTaps || g.multiplier != 1 || p.layout == Layout::channels_last) return 0;
+  int64_t rows = g.oh;
+  while (rows > 1 && block_bytes(g, rows) > kBlockBytes) rows = ceil_div(rows, 2);
+  // Rows that two items share are transposed twice.
+  const int64_t least_rows = max64(8, input_rows(g, 1));
+  if (rows < g.oh && rows < least_rows) return 0;
+  const int64_t blocks = g.n * ceil_div(g.c, L);
+  while (blocks * ceil_div(g.oh, rows) < 4 * threads && ceil_div(rows, 2) >= least_rows) rows = ceil_div(rows, 2);
+  return rows;
+}
 
 DepthwisePlan plan(const DepthwiseForward& p, int threads) {
   const ConvGeometry& g = p.g;
@@ -17,7 +54,13 @@ DepthwisePlan plan(const DepthwiseForward& p, int threads) {
     const int64_t rows = g.n * g.oh;
     s.rows_per_item = max64(1, min64(32, rows / (8 * threads)));
     s.items = ceil_div(rows, s.rows_per_item);
-    s.packed_bytes = 4 * stage_weight_floats(g);
+    s.channels_per_item = g.c;
+    s.packed_bytes = 4 * packed_floats(g, g.c);
+  } else if ((s.rows_per_item = block_rows(p, threads)) > 0) {
+    s.channels_per_item = L;
+    s.items = g.n * ceil_div(g.c, L) * ceil_div(g.oh, s.rows_per_item);
+    s.packed_bytes = 4 * packed_floats(g, L);
+    s.scratch_bytes = block_bytes(g, s.rows_per_item);
   } else {
     const PlaneSource source = plane_source(g, p.dtype, p.input_activation);
     s.flat = source == PlaneSource::in_place;
@@ -74,11 +117,33 @@ void tile_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* p
   }
 }
 
-void pack(const DepthwiseForward& p, const DepthwisePlan&, void* packed) {
+template <class T>
+void block_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* packed, int64_t item, void* scratch) {
+  const ConvGeometry& g = p.g;
+  const int64_t bands = ceil_div(g.oh, s.rows_per_item), blocks = ceil_div(g.c, L), band = item % bands, block = item / bands % blocks, n = item / bands / blocks;
+  const int64_t oy0 = g.oh * band / bands, oy1 = g.oh * (band + 1) / bands, c = block * L, channels = min64(L, g.c - c);
+  const int64_t first = oy0 * g.sh - g.pt, iy0 = min64(g.h, max64(0, first)), iy1 = max64(iy0, min64(g.h, (oy1 - 1) * g.sh - g.pt + (g.kh - 1) * g.dh + 1));
+  float *rows = static_cast<float*>(scratch), *result = rows + (iy1 - iy0) * g.w * L;
+  const T* x = static_cast<const T*>(p.x.data) + n * p.x.sn + c * p.x.sc;
+  for (int64_t iy = iy0; iy < iy1; ++iy) load_pixels(x + iy * p.x.sh, p.x.sc, 1, channels, g.w, rows + (iy - iy0) * g.w * L, L);
+
+  // The band as a map of its own.
+  ConvGeometry here = g;
+  here.n = 1, here.c = L, here.h = iy1 - iy0, here.oh = oy1 - oy0, here.pt = iy0 - first;
+  const MapView view{rows, 0, 1, g.w * L, L};
+  const StageCall call{packed + block * run_floats(g, L), p.input_activation, p.activation, 0};
+  T* out = static_cast<T*>(p.out.data) + n * p.out.sn + c * p.out.sc;
+  for (int64_t oy = oy0; oy < oy1; ++oy) {
+    stage_row_nhwc<float>(here, call, view, 0, oy - oy0, 0, g.ow, StageTarget<float>{result, L});
+    store_pixels(out + oy * p.out.sh, p.out.sc, 1, channels, g.ow, result, L);
+  }
+}
+
+void pack(const DepthwiseForward& p, const DepthwisePlan& s, void* packed) {
   with_type(p.dtype, [&](auto t) {
     using T = decltype(t);
-    if (p.layout == Layout::channels_last)
-      stage_pack_nhwc(p.g, static_cast<const T*>(p.weight), static_cast<const T*>(p.bias), static_cast<float*>(packed));
+    if (p.layout == Layout::channels_last || s.rows_per_item > 0)
+      pack_runs<T>(p, s.channels_per_item, static_cast<float*>(packed));
     else
       pack_nchw<T>(p, static_cast<float*>(packed));
   });
@@ -90,6 +155,8 @@ void forward(const DepthwiseForward& p, const DepthwisePlan& s, const void* pack
     for (int64_t item = begin; item < end; ++item) {
       if (p.layout == Layout::channels_last)
         rows_nhwc<T>(p, s, static_cast<const float*>(packed), item);
+      else if (s.rows_per_item > 0)
+        block_nchw<T>(p, s, static_cast<const float*>(packed), item, scratch);
       else
         tile_nchw<T>(p, s, static_cast<const float*>(packed), item, scratch);
     }

@@ -3,13 +3,9 @@
 #include "../kernels.h"
 #include "activation.h"
 #include "common/shape.h"
+#include "pixels.h"
 
 namespace fastconv::FASTCONV_ISA {
-
-template <class T>
-FASTCONV_INLINE T least(T a, T b) { return a < b ? a : b; }
-template <class T>
-FASTCONV_INLINE T most(T a, T b) { return a > b ? a : b; }
 
 // Input positions first, first + stride, ... of one axis: those that the same taps reach. Input position number i and tap number j meet
 // at output position origin + i - j * shift, so within a class a strided or dilated axis behaves like one of stride 1.
@@ -69,7 +65,7 @@ inline int64_t merge_segments(Segment* s, int64_t count) {
   return count;
 }
 
-// ---- channels to lanes and back: an L x L block, in place ----
+// ---- sums over the lanes of L rows at once ----
 // Lanes with bit H of rows a and b change places: one bit of the row number becomes a bit of the lane number.
 #if FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16
 template <int H>
@@ -112,14 +108,6 @@ FASTCONV_INLINE void exchange(vf& a, vf& b) {
 }
 #endif
 
-template <int H = 1>
-FASTCONV_INLINE void transpose(vf* rows) {
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i)
-    if (!(i & H)) exchange<H>(rows[i], rows[i + H]);
-  if constexpr (2 * H < L) transpose<2 * H>(rows);
-}
-
 // Lane t of the result is the sum of the lanes of rows[t].
 template <int H = 1>
 FASTCONV_INLINE vf sum_rows(vf* rows) {
@@ -132,54 +120,6 @@ FASTCONV_INLINE vf sum_rows(vf* rows) {
     return sum_rows<2 * H>(rows);
   else
     return rows[0];
-}
-
-// ---- runs of a map <-> float32 ----
-template <class T>
-FASTCONV_INLINE vf load_lanes(const T* p, int64_t n) { return n >= L ? load(p) : load_part(p, int(n)); }
-template <class T>
-FASTCONV_INLINE void store_lanes(T* p, vf v, int64_t n) {
-  if (n >= L)
-    store(p, v);
-  else
-    store_part(p, v, int(n));
-}
-
-// `channels` channels of `pixels` neighbours of a map -> `to`, channels innermost, `step` floats between pixels. Lanes up to the next
-// multiple of L are written too (as 0).
-template <class T>
-inline void load_pixels(const T* from, int64_t channel_stride, int64_t pixel_stride, int64_t channels, int64_t pixels, float* to, int64_t step) {
-  if (channel_stride == 1) {
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t c = 0; c < channels; c += L) store(to + p * step + c, load_lanes(from + p * pixel_stride + c, channels - c));
-    return;
-  }
-  for (int64_t c = 0; c < channels; c += L)
-    for (int64_t p = 0; p < pixels; p += L) {
-      vf block[L];
-      for (int i = 0; i < L; ++i) block[i] = c + i < channels ? load_lanes(from + (c + i) * channel_stride + p, pixels - p) : vf{};
-      transpose(block);
-      const int64_t n = least<int64_t>(L, pixels - p);
-      for (int64_t i = 0; i < n; ++i) store(to + (p + i) * step + c, block[i]);
-    }
-}
-
-template <class T>
-inline void store_pixels(T* to, int64_t channel_stride, int64_t pixel_stride, int64_t channels, int64_t pixels, const float* from, int64_t step) {
-  if (channel_stride == 1) {
-    for (int64_t p = 0; p < pixels; ++p)
-      for (int64_t c = 0; c < channels; c += L) store_lanes(to + p * pixel_stride + c, load(from + p * step + c), channels - c);
-    return;
-  }
-  for (int64_t c = 0; c < channels; c += L)
-    for (int64_t p = 0; p < pixels; p += L) {
-      vf block[L];
-      const int64_t n = least<int64_t>(L, pixels - p);
-      for (int i = 0; i < L; ++i) block[i] = i < n ? load(from + (p + i) * step + c) : vf{};
-      transpose(block);
-      const int64_t rows = least<int64_t>(L, channels - c);
-      for (int64_t i = 0; i < rows; ++i) store_lanes(to + (c + i) * channel_stride + p, block[i], pixels - p);
-    }
 }
 
 // ---- float32 scratch; counts are multiples of L ----

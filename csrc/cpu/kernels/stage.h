@@ -6,6 +6,7 @@
 #include "activation.h"
 #include "common/shape.h"
 #include "gemm.h"
+#include "pixels.h"
 
 namespace fastconv::FASTCONV_ISA {
 
@@ -38,11 +39,9 @@ constexpr int64_t stage_weight_floats(const ConvGeometry& g) { return (g.taps() 
 template <class T>
 void stage_pack_nhwc(const ConvGeometry& g, const T* weight, const T* bias, float* packed) {
   const int64_t channels = g.out_channels(), pitch = round_up(channels, L), taps = g.taps();
-  for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t c = 0; c < channels; ++c) packed[t * pitch + c] = to_float(weight[c * taps + t]);
-    for (int64_t c = channels; c < pitch; ++c) packed[t * pitch + c] = 0.f;
-  }
-  for (int64_t c = 0; c < pitch; ++c) packed[taps * pitch + c] = bias && c < channels ? to_float(bias[c]) : 0.f;
+  // Taps are the pixels of a map with a plane per channel; of one tap, the channels are neighbours.
+  load_pixels(weight, taps, taps == 1 ? channels : 1, channels, taps, packed, pitch);
+  for (int64_t c = 0; c < pitch; c += L) store(packed + taps * pitch + c, bias ? load_lanes(bias + c, channels - c) : vf{});
 }
 
 // How input values are read: as they are, through ReLU, or with everything else (depth multiplier, other input activations).
@@ -184,6 +183,7 @@ void stage_row_nhwc(const ConvGeometry& g, const StageCall& call, const MapView&
       if constexpr (R != Read::general) {
         if (taps == 3 && apart == 1) return block(Int<8>{}, Int<3>{}, Int<1>{});
         if (taps == 3 && apart == 2) return block(Int<8>{}, Int<3>{}, Int<2>{});
+        if (taps == 5 && apart == 2) return block(Int<8>{}, Int<5>{}, Int<2>{});
         if (taps == 5 && apart == 1) return block(Int<8>{}, Int<5>{}, Int<1>{});
         if (taps == 7 && apart == 1) return block(Int<8>{}, Int<7>{}, Int<1>{});
       }
