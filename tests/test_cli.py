@@ -85,10 +85,11 @@ def test_explain_shows_the_plan_that_the_kernel_obeys(capsys):
     assert plan["work_items"] == plan["tiles"] * plan["output_channel_splits"]
     text = output_of(capsys, "explain", "--no-floor", "--device", "cpu", "--shape", "1,728,33,33", "--format", "channels_last")
     assert f"tile pixels: {plan['tile_pixels']}" in text
-    # Relu before the depthwise part: rows must be staged, a tap cannot be read in place any more.
+    # SiLU before the depthwise part: rows must be staged; ReLU is applied to taps as they are read.
     layer = ("--shape", "1,64,33,33")
     assert "taps read in place" in explained(capsys, *layer)["kernel"]
-    assert "rows staged" in explained(capsys, *layer, "--input-activation", "relu")["kernel"]
+    assert "taps read in place" in explained(capsys, *layer, "--input-activation", "relu")["kernel"]
+    assert "rows staged" in explained(capsys, *layer, "--input-activation", "silu")["kernel"]
     exact = explained(capsys, "--shape", "1,8,33,33", "--dtype", "float64")
     assert exact["plan"] is None and exact["kernel"] == "PyTorch's own operators, one after the other"
     with fastconv.backends.use("reference"):
