@@ -235,12 +235,15 @@ class Fragments:
 
     def conv2d(self, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Fragments:
         """torch.nn.functional.conv2d on every fragment; a stride is run at every offset and deals the result out."""
-        self._require_map("conv2d")
         window = windows.conv(weight.shape[2:], stride, padding, dilation)
+        return self.layer(window, lambda x: windows.run_conv(x, weight, bias, window.pads, window.dilation, groups))
+
+    def layer(self, window: windows.Window, run: Callable[[Tensor], Tensor]) -> Fragments:
+        """`run`, a convolution with this window at stride 1, on every fragment; the window's stride deals the result out."""
+        self._require_map("conv2d")
         size = window.dense_size(self.dense_size, self.stride, "conv2d")
         x = self.fill_tail(0.0) if window.padded else self
-        out = windows.run_conv(x.tensor, weight, bias, window.pads, window.dilation, groups)
-        return self._like(out, size).shift(window.stride)
+        return self._like(run(x.tensor), size).shift(window.stride)
 
     def max_pool2d(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False) -> Fragments:
         """torch.nn.functional.max_pool2d at every offset; the result is dealt out by its stride."""

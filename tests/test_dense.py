@@ -16,8 +16,8 @@ CHAINS = 1000
 
 @pytest.mark.parametrize("group", range(10))
 def test_random_chains_three_methods_and_gradients(group):
-    """In float64 to 1e-12: dense at the strided positions is the strided output; dilated, fragments and shifted runs agree; so do their
-    gradients."""
+    """In float64 to 1e-12: dense at the strided positions is the strided output; dilated, fragments and shifted runs agree, layers run as
+    one or not; so do their gradients."""
     rng = random.Random(1000 + group)
     torch.manual_seed(1000 + group)
     checked, nested = 0, 0
@@ -28,26 +28,25 @@ def test_random_chains_three_methods_and_gradients(group):
         if strided is None:
             continue
         x.requires_grad_()
-        dilated, fragments = (to_dense(chain, 1, method, verify=False) for method in ("dilated", "fragments"))
-        total = dilated.report.total_stride
-        maps = [dilated(x), fragments(x)]
-        seed = torch.randn_like(maps[0])
+        chunk_bytes = rng.choice((None, None, None, 4096))
+        networks = [to_dense(chain, 1, method, verify=False, chunk_bytes=chunk_bytes) for method in ("dilated", "fragments")]
+        total = networks[0].report.total_stride
+        maps = [*(network(x) for network in networks), shift_and_stitch(chain, x, total)]
+        with torch.no_grad():
+            maps += [network(x) for network in networks]
         assert distance(maps[0][..., :: total[0], :: total[1]], strided) < 1e-12
-        assert distance(maps[1], maps[0]) < 1e-12
+        assert all(distance(other, maps[0]) < 1e-12 for other in maps[1:])
         if not maps[0].isfinite().all():
             # A window in the padding alone has no gradient worth comparing.
-            assert distance(shift_and_stitch(chain, x, total), maps[0]) < 1e-12
             continue
-        gradients = [torch.autograd.grad(y, [x, *chain.parameters()], seed, allow_unused=True) for y in maps]
-        if checked % 4 == 0:
-            maps.append(shift_and_stitch(chain, x, total))
-            assert distance(maps[2], maps[0]) < 1e-12
-            gradients.append(torch.autograd.grad(maps[2], [x, *chain.parameters()], seed, allow_unused=True))
+        seed = torch.randn_like(maps[0])
+        wanted = [x, *chain.parameters()]
+        gradients = [torch.autograd.grad(y, wanted, seed, allow_unused=True) for y in maps[:3]]
         for other in gradients[1:]:
             for ours, theirs in zip(gradients[0], other, strict=True):
                 assert (ours is None) == (theirs is None)
                 # A gradient that cancels to rounding has no relative error.
-                assert ours is None or theirs.norm() < 1e-10 or distance(ours, theirs) < 1e-11
+                assert ours is None or theirs.norm() < 1e-10 or distance(ours, theirs) < 1e-12
         nested += len([s for s in chain if getattr(s, "stride", 1) not in (1, (1, 1))]) >= 3
         checked += 1
     assert nested > 3
@@ -57,14 +56,14 @@ def test_partial_output_strides():
     rng = random.Random(3)
     torch.manual_seed(3)
     checked = 0
-    while checked < 40:
+    while checked < 20:
         chain, x = random_chain(rng, 2, rng.randint(2, 5), 12), image(rng, 2)
         with torch.no_grad():
             strided = strided_output(chain, x)
             if strided is None:
                 continue
             total = to_dense(chain, 1, verify=False).report.total_stride
-            for kept in [(y, z) for y in range(1, total[0] + 1) for z in range(1, total[1] + 1) if total[0] % y == 0 == total[1] % z][:6]:
+            for kept in [(y, z) for y in range(1, total[0] + 1) for z in range(1, total[1] + 1) if total[0] % y == 0 == total[1] % z][1:5]:
                 for method in ("dilated", "fragments"):
                     dense = to_dense(chain, kept, method, verify=False)(x)
                     assert distance(dense[..., :: total[0] // kept[0], :: total[1] // kept[1]], strided) < 1e-12
@@ -112,8 +111,9 @@ class Network(nn.Module):
         return self.head(F.adaptive_avg_pool2d(self.features(x), 1))
 
 
-@pytest.mark.parametrize("method", ["dilated", "fragments", "auto"])
-@pytest.mark.parametrize("output_stride", [1, 2, 4, 16])
+@pytest.mark.parametrize(
+    ("method", "output_stride"), [(m, s) for m in ("dilated", "fragments", "auto") for s in (1, 2, 4, 16) if m != "auto" or s == 2]
+)
 def test_network_with_branches_and_a_slid_head(method, output_stride):
     torch.manual_seed(1)
     model = Network().double().eval()
@@ -370,3 +370,49 @@ def test_auto_prints_its_costs_and_tune_measures():
         assert times[plan.choice] == min(times.values())
     with pytest.raises(ValueError, match="tune"):
         to_dense(model, 1, "auto", tune=True)
+
+
+def test_layers_that_run_as_one_are_the_layers():
+    """Norm, sum, activation and the pointwise convolution behind a depthwise one, against the same network run layer by layer."""
+
+    class Block(nn.Module):
+        def __init__(self, channels, stride, activation):
+            super().__init__()
+            self.expand = nn.Sequential(nn.Conv2d(channels, 12, 1, bias=False), nn.BatchNorm2d(12), activation)
+            self.dw = nn.Sequential(nn.Conv2d(12, 24, 3, stride, 1, groups=12, bias=False), nn.BatchNorm2d(24), activation)
+            self.pw = nn.Sequential(nn.Conv2d(24, channels, 1), nn.BatchNorm2d(channels))
+            self.stride = stride
+
+        def forward(self, x):
+            y = self.pw(self.dw(self.expand(x)))
+            if self.stride == 1:
+                # Of both additions only the second may run inside: the first changes what it adds to.
+                y += x
+                y = F.relu(y + x)
+            return y
+
+    torch.manual_seed(14)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), Block(4, 1, nn.ReLU6()), Block(4, 2, nn.SiLU()), nn.MaxPool2d(2), Block(4, 1, nn.Hardswish()),
+        nn.Conv2d(4, 4, 3, 1, 1, groups=4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1),
+    ).double().eval()  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            random_norm(module)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 3, 43, 50, dtype=torch.float64).contiguous(memory_format=memory_format)
+        for method in ("dilated", "fragments"):
+            dense = to_dense(model, 1, method, chunk_bytes=100_000)
+            assert sum(type(m).__name__ == "Fused" for m in dense.modules()) >= 8
+            plain = dense(x)
+            with torch.no_grad():
+                assert distance(dense(x), plain) < 1e-12
+                assert distance(dense(x)[..., ::8, ::8], model(x)) < 1e-12
+                # Folded weights follow their sources.
+                model[2].dw[1].weight.mul_(1.25)
+                changed = dense(x)
+            assert distance(changed, plain) > 1e-6 and distance(changed, dense(x)) < 1e-12
+    # With batch statistics nothing may be folded.
+    dense = to_dense(model, 1, "dilated").train()
+    with torch.no_grad():
+        assert distance(dense(x)[..., ::8, ::8], model.eval()(x)) > 1e-6

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from .. import _windows as windows
 from ..receptive_field import Field, fields
 from ..spatial import Map, Network, NotConvertible, read
+from . import fusion
 from . import verify as proof
 from .model import DenseModel, find_cuts, put_attribute
 from .plan import METHODS, Plan, make_plan
@@ -97,7 +98,7 @@ def to_dense(
     def candidate(plan: Plan) -> DenseModel:
         return build(model, network, rate, plan, least, chunk_bytes)
 
-    plan = make_plan(network, rate, method, least, example_input, channels, candidate if tune else None)
+    plan = make_plan(network, rate, method, least, example_input, channels, candidate if tune else None, chunk_bytes is not None)
     dense = build(model, network, rate, plan, least, chunk_bytes)
     dense.report = DenseReport(
         type(model).__name__,
@@ -129,8 +130,11 @@ def build(
     holder, graph = rewriter.run()
     for name in model.state_dict(keep_vars=True):
         put_attribute(holder, name, model)
-    held = {new: (stride, plan.elements[old]) for new, (old, stride) in rewriter.fragments.items()}
-    cuts = find_cuts(graph, held) if chunk_bytes is not None else ()
+    calls = fusion.apply(graph, holder, fusion.find(graph, holder.get_submodule))
+    cuts = ()
+    if chunk_bytes is not None:
+        held = {calls.get(new, new): (stride, plan.elements[old]) for new, (old, stride) in rewriter.fragments.items()}
+        cuts = find_cuts(graph, held)
     dense = DenseModel(holder, graph, cuts=cuts, chunk_bytes=plan.chunk_bytes if chunk_bytes == "auto" else chunk_bytes)
     return dense.train(model.training)
 

@@ -1,10 +1,15 @@
-"""What a layer costs, dilated and on fragments: FLOPs and bytes by counting, times from a few probes of this machine."""
+"""What a layer costs, dilated and on fragments: FLOPs and bytes by counting, times from short probes of this machine.
+
+A convolution is timed at its own channels, kernel and dilation, on a strip of the dense map and on a few fragments; how fast a library is
+there depends on all of these. What a map too large for the caches, or for recycled memory, costs besides is added from three rates.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -14,22 +19,60 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import functional as FF
 from ..spatial import Map, Network, Step
+from . import fusion
 from .rates import Pair, Rate
+
+# FLOPs of one probe of a convolution at most, some milliseconds; and the rows that a strip has at least.
+PROBE_FLOPS, PROBE_ROWS = 2e9, 4
+# glibc gives memory of this many bytes back at once and maps it anew, page by page, at the next call.
+RECYCLED = 32 << 20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a time depends on besides the layer: the kind of tensors, and who computes."""
+
+    device: str
+    dtype: torch.dtype
+    channels_last: bool
+    threads: int
+
+    def ones(self, *shape: int) -> Tensor:
+        x = torch.ones(shape, device=self.device, dtype=self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.dim() == 4 else x
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates in units per second: bytes of elementwise traffic on maps that fit the caches and on fresh large ones, depthwise bytes,
-    FLOPs."""
+    """cached, memory: bytes per second of an elementwise layer on maps in the caches, and on larger ones. fresh: seconds per byte of a
+    new map too large for recycled memory. call: seconds a layer costs besides."""
 
     cached: float
+    memory: float
     fresh: float
-    depthwise: float
-    pointwise: float
-    convolution: float
-    dilated: float
-    small_maps: float
-    call: float  # seconds a layer costs besides
+    call: float
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution, or (pointwise: output channels of the second) a depthwise and a pointwise one as one operator, on maps of a size."""
+
+    channels: int
+    out: int
+    kernel: Pair
+    dilation: Pair
+    groups: int
+    size: Pair
+    pointwise: int | None = None
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.channels > 1
+
+    def flops(self) -> float:
+        """For each position of the result."""
+        own = 2.0 * self.out * self.channels // self.groups * self.kernel[0] * self.kernel[1]
+        return own + (2.0 * self.out * self.pointwise if self.pointwise else 0.0)
 
 
 @dataclass(frozen=True)
@@ -72,100 +115,161 @@ def dense_elements(shape: tuple[int, ...], rate: Rate, axes: Pair) -> float:
     return count
 
 
-def predict(network: Network, rate: dict[fx.Node, Rate], sizes: dict, machine: Machine, cache: float, itemsize: int) -> dict[fx.Node, Cost]:
-    """Costs of every step that works on a changed map."""
+def predict(network: Network, rate: dict[fx.Node, Rate], sizes: dict, kind: Kind, cache: float) -> dict[fx.Node, Cost]:
+    """Costs of every step that works on a changed map; layers that run as one are one step, under the last one's node."""
     elements = {n: dense_elements(sizes[n], rate[n], network.values[n].axes) for n in sizes}
+    chains = {c.last: c for c in fusion.find(network.graph_module.graph, network.graph_module.get_submodule)}
+    inner = {n for c in chains.values() for part in (c, c.depthwise) if part for n in part.nodes if n is not c.last}
+    model = _Model(network, rate, sizes, elements, machine(kind), kind, cache)
     out: dict[fx.Node, Cost] = {}
     for node, step in network.steps.items():
-        if node in elements and step.role != "input" and not (rate[node].untouched):
-            out[node] = _step_cost(step, network, rate, elements, sizes, machine, cache, itemsize)
+        if node in elements and step.role != "input" and node not in inner and not rate[node].untouched:
+            out[node] = model.chain(chains[node]) if node in chains else model.step(step)
     return out
 
 
-def _step_cost(step: Step, network: Network, rate: dict, elements: dict, sizes: dict, m: Machine, cache: float, itemsize: int) -> Cost:
-    node, source = step.node, step.sources[0]
-    # A stride given up leaves every position to be computed.
-    computed = elements[node]
-    moved = (sum(elements[s] for s in set(step.sources)) + computed) * itemsize
-    traffic = m.cached if moved < cache else m.fresh
-    kind, flops, compute, on_fragments, more = "elementwise", computed, moved / traffic, moved / m.cached, 0.0
-    window = step.window
-    if window is not None and window.kind != "pad":
-        taps = window.kernel[0] * window.kernel[1]
+@dataclass
+class _Model:
+    network: Network
+    rate: dict
+    sizes: dict
+    elements: dict
+    machine: Machine
+    kind: Kind
+    cache: float
+
+    def step(self, step: Step) -> Cost:
+        if step.window is not None and step.window.kind == "conv":
+            return self.convolution(step, self.elements[step.node], None, None)
+        maps = [self.elements[s] for s in set(step.sources)] + [self.elements[step.node]]
+        moved, flops, kind = sum(maps) * self.itemsize, maps[-1], "elementwise"
+        if step.window is not None and step.window.kind != "pad":
+            kind, flops = f"{step.window.kind} pool", flops * step.window.kernel[0] * step.window.kernel[1]
+        dilated = self.traffic(moved) + self.allocation(maps[-1]) + self.machine.call
+        return Cost(step.name, kind, flops, moved, dilated, moved / self.machine.cached + self.calls(moved))
+
+    def chain(self, chain: fusion.Chain) -> Cost:
+        front = chain.depthwise or chain
+        step = self.network.steps[front.conv]
+        return self.convolution(step, self.elements[chain.last], chain, chain.conv if chain.depthwise else None)
+
+    def convolution(self, step: Step, result: float, chain: fusion.Chain | None, pointwise: fx.Node | None) -> Cost:
+        """A convolution at every position: on the dense map, and on its fragments with their dealing out behind."""
+        source, window = step.sources[0], step.window
+        batch, channels, *fragment = self.sizes[source]
+        ratio = self.rate[source].ratio
+        weight = _weight_shape(self.network, step.node)
+        layer = Convolution(
+            channels, weight[0], window.kernel, window.dilation, channels // weight[1], tuple(fragment),
+            _weight_shape(self.network, pointwise)[0] if pointwise is not None else None,
+        )  # fmt: skip
+        spread = replace(
+            layer,
+            dilation=(window.dilation[0] * ratio[0], window.dilation[1] * ratio[1]),
+            size=(fragment[0] * ratio[0], fragment[1] * ratio[1]),
+        )
+        positions = result / (layer.pointwise or layer.out)
+        moved = (self.elements[source] + result * (2 if chain and chain.residual else 1)) * self.itemsize
+        passes = 0 if chain is None or layer.pointwise else 2 * (bool(chain.residual) + (chain.activation != "identity" and not layer.depthwise))
+        over = passes * result * self.itemsize
+        dilated = positions * seconds_per_position(spread, self.kind) + self.traffic(over)
+        dilated += max(0.0, self.traffic(moved) - moved / self.machine.cached) + self.allocation(result)
+        fragments = positions * seconds_per_position(layer, self.kind, fragments=True) + over / self.machine.cached
         if window.stride != (1, 1):
-            more = 2 * computed * itemsize / m.cached
-        kind, flops = window.kind, computed * taps
-        if window.kind == "conv":
-            weight = _weight(network, node)
-            flops = 2 * computed * weight[1] * taps
-            depthwise = weight[1] == 1 and weight[0] >= sizes[source][1] > 1
-            dilated = rate[source].ratio != (1, 1) and taps > 1
-            speed = m.pointwise if taps == 1 else m.dilated if dilated else m.convolution
-            if depthwise:
-                kind = "depthwise"
-                compute = moved / m.depthwise * (m.cached / traffic)
-                on_fragments = moved / m.depthwise
-            else:
-                kind = "1x1" if taps == 1 else "conv"
-                compute = max(flops / speed, moved / traffic)
-                on_fragments = max(flops / (m.pointwise if taps == 1 else m.small_maps), moved / m.cached)
-        else:
-            compute, on_fragments = 2 * compute, 2 * on_fragments
-            more = 0.0
-    return Cost(step.name, kind, flops, moved, compute + m.call, on_fragments + more + m.call)
+            fragments += 2 * result * self.itemsize / self.machine.cached
+        kind = "separable" if layer.pointwise else "depthwise" if layer.depthwise else "1x1" if layer.kernel == (1, 1) else "conv"
+        return Cost(step.name, kind, positions * layer.flops(), moved, dilated + self.machine.call, fragments + self.calls(moved))
+
+    @property
+    def itemsize(self) -> int:
+        return self.kind.dtype.itemsize
+
+    def calls(self, moved: float) -> float:
+        """Of a layer on fragments: they are taken through it as many at a time as the caches hold."""
+        return self.machine.call * max(1.0, moved / self.cache)
+
+    def traffic(self, moved: float) -> float:
+        return moved / (self.machine.cached if moved < self.cache else self.machine.memory)
+
+    def allocation(self, elements: float) -> float:
+        size = elements * self.itemsize
+        return size * self.machine.fresh if size > RECYCLED else 0.0
 
 
-def _weight(network: Network, node: fx.Node) -> tuple[int, ...]:
+def _weight_shape(network: Network, node: fx.Node) -> tuple[int, ...]:
     if node.op == "call_module":
         return tuple(network.graph_module.get_submodule(node.target).weight.shape)
     return tuple(network.values[node.args[1] if len(node.args) > 1 else node.kwargs["weight"]].value.shape)
 
 
 def cache_bytes() -> int:
-    """What the maps of one run may take to stay in the processor's caches: half of the last level, or 8 MiB where that is not told."""
+    """What the maps of one run may take to stay in the processor's caches: the size of the last level, or 16 MiB where that is not told."""
     try:
         with open("/sys/devices/system/cpu/cpu0/cache/index3/size", encoding="ascii") as file:
-            return int(file.read().strip().removesuffix("K")) * 1024 // 2
+            return int(file.read().strip().removesuffix("K")) * 1024
     except (OSError, ValueError):
-        return 8 << 20
+        return 16 << 20
 
 
 @lru_cache(maxsize=8)
-def machine(device: str, dtype: torch.dtype, channels_last: bool, threads: int) -> Machine:
-    """Probes this machine once for each kind of tensor: about a quarter of a second."""
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-
-    def tensor(*shape: int) -> Tensor:
-        x = torch.randn(shape, device=device).to(dtype)
-        return x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
-
+def machine(kind: Kind) -> Machine:
+    """Probes this machine once for each kind of tensor: some tens of milliseconds."""
     with torch.inference_mode():
-        small, large = tensor(1, 64, 64, 64), tensor(1, 64, 512, 512)
-        size = small.element_size()
-        x, one, three = tensor(1, 128, 56, 56), tensor(128, 128, 1, 1), tensor(128, 128, 3, 3)
-        fragments, depth = tensor(64, 128, 7, 7), tensor(128, 1, 3, 3)
-        macs = 2 * 128 * 128 * 56 * 56
+        small, large = kind.ones(1, 64, 64, 64), kind.ones(1, 64, 512, 512)
+        in_place = _seconds(lambda: F.relu_(large), kind.device)
         return Machine(
-            cached=2 * small.numel() * size / _seconds(lambda: F.relu6(small), device),
-            fresh=2 * large.numel() * size / _seconds(lambda: F.relu6(large), device, 2),
-            depthwise=2 * x.numel() * size / _seconds(lambda: FF.depthwise_conv2d(x, depth, padding=1), device),
-            pointwise=macs / _seconds(lambda: F.conv2d(x, one), device),
-            convolution=9 * macs / _seconds(lambda: F.conv2d(x, three, None, 1, 1), device),
-            dilated=9 * macs / _seconds(lambda: F.conv2d(x, three, None, 1, 8, 8), device),
-            small_maps=9 * macs / _seconds(lambda: F.conv2d(fragments, three, None, 1, 1), device),
-            call=_seconds(lambda: F.relu6(x[:, :1, :1, :1]), device),
+            cached=2 * small.nbytes / _seconds(lambda: F.relu_(small), kind.device),
+            memory=2 * large.nbytes / in_place,
+            fresh=max(0.0, _seconds(lambda: F.relu(large), kind.device, 2) - in_place) / large.nbytes,
+            call=_seconds(lambda: F.relu(small[:, :1, :1, :1]), kind.device),
         )
 
 
-def _seconds(run: Callable[[], object], device: str, rounds: int = 5) -> float:
+@lru_cache(maxsize=4096)
+def seconds_per_position(layer: Convolution, kind: Kind, fragments: bool = False) -> float:
+    """Time of a convolution over the positions of its result: a strip of the map, or a few whole fragments."""
+    (height, width), (reach_y, reach_x) = layer.size, (d * (k - 1) for d, k in zip(layer.dilation, layer.kernel, strict=True))
+    pads = (reach_y // 2, reach_x // 2)
+    # As many positions as one run through the fragments has, whose maps come from the last cache and not from the first.
+    ends = (layer.channels + (layer.pointwise or layer.out)) * kind.dtype.itemsize
+    wanted = min(PROBE_FLOPS / layer.flops(), cache_bytes() / 2 / ends)
+    if fragments:
+        batch, rows = max(4, round(wanted / (height * width))), height
+    else:
+        batch, rows = 1, min(height, max(PROBE_ROWS, round(wanted / width)))
+    # A strip has rows of its own above and below; only what lies beside the map is padding.
+    strip, padding = (height, pads) if fragments or rows == height else (rows + reach_y, (0, pads[1]))
+    with torch.inference_mode():
+        x = kind.ones(batch, layer.channels, strip, width)
+        weight, bias = kind.ones(layer.out, layer.channels // layer.groups, *layer.kernel), kind.ones(layer.out)
+        if layer.pointwise:
+            second, shift = kind.ones(layer.pointwise, layer.out, 1, 1), kind.ones(layer.pointwise)
+
+            def run() -> Tensor:
+                return FF.depthwise_separable_conv2d(x, weight, second, bias, shift, 1, padding, layer.dilation)
+        elif layer.depthwise:
+
+            def run() -> Tensor:
+                return FF.depthwise_conv2d(x, weight, bias, 1, padding, layer.dilation)
+        else:
+
+            def run() -> Tensor:
+                return F.conv2d(x, weight, bias, 1, padding, layer.dilation, layer.groups)
+
+        # A network writes its next map elsewhere; over the last one, still in the first cache, would be flattering.
+        kept = deque((run(), run()), maxlen=3)
+        return _seconds(lambda: kept.append(run()), kind.device, 3, warm=False) / (kept[0].shape[0] * kept[0].shape[2] * kept[0].shape[3])
+
+
+def _seconds(run: Callable[[], object], device: str, rounds: int = 5, warm: bool = True) -> float:
     """The quickest of a few runs, after one that warms up."""
     best = float("inf")
-    for index in range(rounds + 1):
+    for index in range(rounds + warm):
         _synchronize(device)
         start = time.perf_counter()
         run()
         _synchronize(device)
-        if index:
+        if index or not warm:
             best = min(best, time.perf_counter() - start)
     return best
 

@@ -53,13 +53,23 @@ Build = Callable[[Plan], torch.nn.Module]
 
 
 def make_plan(
-    network: Network, rate: dict[fx.Node, Rate], method: str, least: Pair, example: Tensor | None, channels: int, build: Build | None = None
+    network: Network,
+    rate: dict[fx.Node, Rate],
+    method: str,
+    least: Pair,
+    example: Tensor | None,
+    channels: int,
+    build: Build | None = None,
+    in_parts: bool = True,
 ) -> Plan:
-    """The layout of every map. `build`, with an example, makes a network of a plan, to be timed."""
+    """The layout of every map. `build`, with an example, makes a network of a plan, to be timed. in_parts: whether fragments may be taken
+    through the network a few at a time, for which the sizes of the maps must be known."""
     maps = [n for n in network.steps if isinstance(network.values[n], Map)]
     dilated = Plan({n: ONE for n in maps})
     if method == "dilated":
         return dilated
+    if method == "fragments" and not in_parts:
+        return Plan({n: rate[n].ratio for n in maps})
     size = tuple(example.shape[2:]) if example is not None else (max(NOMINAL, least[0]), max(NOMINAL, least[1]))
     batch = example.shape[0] if example is not None else 1
     sizes = cost.shapes(network, size, batch, channels)
@@ -72,15 +82,16 @@ def make_plan(
     parameter = next(network.graph_module.parameters(), torch.zeros(1))
     like = example if example is not None else parameter
     channels_last = example is not None and example.is_contiguous(memory_format=torch.channels_last) and not example.is_contiguous()
-    machine = cost.machine(like.device.type, parameter.dtype, channels_last, torch.get_num_threads())
-    costs = cost.predict(network, rate, sizes, machine, cost.cache_bytes(), parameter.element_size())
-    return _choose(network, rate, replace(dilated, **common), fragments, costs, machine, parameter.element_size(), build, example)
+    kind = cost.Kind(like.device.type, parameter.dtype, channels_last, torch.get_num_threads())
+    costs = cost.predict(network, rate, sizes, kind, cost.cache_bytes())
+    return _choose(network, rate, replace(dilated, **common), fragments, costs, kind, build, example)
 
 
-def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, machine, itemsize: int, build: Build | None, example) -> Plan:
+def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, kind: cost.Kind, build: Build | None, example) -> Plan:
     """Dilated up to some step, on fragments from there: rates only grow, so one change-over per path is all there is to choose."""
+    machine, itemsize = cost.machine(kind), kind.dtype.itemsize
     ends = sum(fragments.elements[n] for n in network.output_maps() if not rate[n].untouched) * itemsize
-    stitch = 3 * ends / machine.fresh
+    stitch = 3 * ends / machine.memory
     candidates = {"dilated": (sum(c.dilated for c in costs.values()), dilated)}
     everything = sum(c.fragments for c in costs.values()) + stitch
     candidates["fragments"] = (everything, fragments)
@@ -89,7 +100,7 @@ def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, machine,
             continue
         before = _before(network, node)
         layout = {n: ONE if n in before else rate[n].ratio for n in fragments.layout}
-        shift = 2 * fragments.elements[node] * itemsize / machine.fresh
+        shift = 2 * fragments.elements[node] * itemsize / machine.memory
         seconds = sum(c.dilated if n in before else c.fragments for n, c in costs.items()) + shift + stitch
         candidates[f"fragments behind {network.steps[node].name}"] = (seconds, replace(fragments, layout=layout))
     ranked = sorted(candidates, key=lambda name: candidates[name][0])

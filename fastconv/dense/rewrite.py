@@ -24,7 +24,11 @@ def executed_as(window: Window, kept: Pair, before: Pair, after: Pair) -> Pair:
     if kept != ONE:
         # What a kept stride leaves out is every other row of the dense map, not of each fragment.
         return ONE
-    return before if window.stride != ONE else after
+    if window.stride == ONE:
+        return after
+    # The fragments that the stride makes those behind it of, where it does.
+    divides = after[0] % window.stride[0] == 0 == after[1] % window.stride[1]
+    return quotient(after, window.stride) if divides and after != ONE else before
 
 
 class Rewriter:
