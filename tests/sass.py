@@ -105,6 +105,12 @@ class Kernel:
         return max(fitting, key=lambda loop: len(loop.instructions))
 
 
+    def march(self, multiply_adds: int) -> Loop:
+        """The smallest loop that has so many multiply-adds, global loads and shared stores: the march down the rows of a tile."""
+        fitting = [loop for loop in self.loops if loop.count("FFMA") >= multiply_adds and loop.count("LDG") and loop.count("STS")]
+        return min(fitting, key=lambda loop: len(loop.instructions))
+
+
 _LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 
 

@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cuda_host import build, cases  # noqa: E402
+from cuda_host import build, cases, cases_separable  # noqa: E402
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"the CUDA kernels cannot be run on this host: {build.why_not()}")
 
@@ -56,8 +56,19 @@ PROGRAMS = {
     "max_pool": (["csrc/cuda/max_pool.cu"], ["run_max_pool.cpp"], cases.max_pool),
     "max_pool_backward": (["csrc/cuda/max_pool_backward.cu"], ["run_max_pool_backward.cpp"], cases.max_pool_backward),
     "avg_pool": (["csrc/cuda/avg_pool.cu"], ["run_avg_pool.cpp"], cases.avg_pool),
+    "separable": (
+        [f"csrc/cuda/{name}.cu" for name in ("separable", "separable_planes", "separable_taps")],
+        ["run_separable.cpp"],
+        cases_separable.separable,
+    ),
+    "separable_backward": (
+        [f"csrc/cuda/{name}.cu" for name in ("separable", "separable_planes", "separable_taps")]
+        + [f"csrc/cuda/{name}.cu" for name in ("separable_backward", "separable_backward_planes", "separable_backward_taps")],
+        ["run_separable_backward.cpp"],
+        cases_separable.separable_backward,
+    ),
 }
-PLAIN = ["driver.cpp", "csrc/common/plan.cpp", "csrc/common/plan_depthwise.cpp"]
+PLAIN = ["driver.cpp", *(f"csrc/common/{name}.cpp" for name in ("plan", "plan_depthwise", "plan_separable", "plan_separable_backward"))]
 
 # Fresh operands and a fresh order of threads each time; a failure prints the line of its case, seed included.
 SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))
@@ -111,3 +122,24 @@ def test_kernels(name: str, mode: str):
     with ThreadPoolExecutor(JOBS) as pool:
         reports = [r for r in pool.map(lambda part: execute(binary, part), parts) if r]
     assert not reports, "\n".join(reports)
+
+
+FUSED_CASE = "n=1 c=40 h=7 w=9 o=24 k=3 p=1 s=2 dtype=bf16 layout=channels_last"
+# Bugs planted in the fused kernels themselves: header, what stands there, what is put in its place, and the build that must notice.
+FUSED_PLANTS = {
+    "no_barrier_before_product": ("separable_kernel.cuh", "        sync_threads();\n        copy_next();", "        copy_next();", "race"),
+    "weights_not_awaited": ("separable_kernel.cuh", "ptx::wait_copies<kWeightStages - 2>();", "", "race"),
+    "no_swizzle_on_one_side": ("product.cuh", "copy_async<16>(stage + slab_offset(row, unit)", "copy_async<16>(stage + row * kSlabBytes + unit * 16", "fast"),
+    "halo_one_row_too_far": ("separable_producers.cuh", "if (y < 0 || y >= a.h) continue;", "if (y < 0 || y > a.h) continue;", "asan"),
+    "weights_past_the_end": ("product.cuh", "from < m.rows && byte < m.depth", "byte < m.depth", "asan"),
+}
+
+
+@pytest.mark.parametrize("plant", FUSED_PLANTS)
+def test_net_catches_bug_in_fused_kernel(plant: str):
+    header, right, wrong, mode = FUSED_PLANTS[plant]
+    folder = build.mutant(plant, header, right, wrong)
+    kernels, plain, _ = PROGRAMS["separable"]
+    mutated = [str(folder / "separable_taps.cu") if k.endswith("separable_taps.cu") else k for k in kernels]
+    program = build.binaries(f"plant_{plant}", mutated, [*plain, *PLAIN], (mode,))[mode]
+    assert execute(program, [f"{FUSED_CASE} seed={SEED}"]) is not None

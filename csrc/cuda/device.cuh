@@ -28,7 +28,7 @@ class SharedCarver {
 
  public:
   FASTCONV_DEVICE SharedCarver() {
-    extern __shared__ __align__(128) unsigned char dynamic_shared[];
+    extern __shared__ __align__(1024) unsigned char dynamic_shared[];
     cursor_ = dynamic_shared;
   }
   template <class T>

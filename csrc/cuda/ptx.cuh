@@ -62,6 +62,16 @@ template <class T>
 FASTCONV_DEVICE void keep(T*& p) {
   asm("" : "+l"(p));
 }
+// Keeps a value in its register where the compiler would rather compute it again, and has it computed here.
+FASTCONV_DEVICE void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+FASTCONV_DEVICE void keep(int& v) { asm volatile("" : "+r"(v)); }
+FASTCONV_DEVICE void keep(float& v) { asm volatile("" : "+f"(v)); }
+// base + bytes * times, by one instruction.
+FASTCONV_DEVICE const unsigned char* advance(const unsigned char* base, uint32_t bytes, uint32_t times) {
+  const unsigned char* p;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(p) : "r"(bytes), "r"(times), "l"(base));
+  return p;
+}
 
 // ---- conversions -------------------------------------------------------------------------------------------------------------
 // Two floats to a packed pair, round to nearest even; `low` lands in the low half.
@@ -174,7 +184,19 @@ FASTCONV_DEVICE bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
 FASTCONV_DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- asynchronous copies into shared memory ----------------------------------------------------------------------------------
-FASTCONV_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+using SharedAddress = uint32_t;
+FASTCONV_DEVICE SharedAddress shared_address(const void* p) { return static_cast<SharedAddress>(__cvta_generic_to_shared(p)); }
+template <int N>
+FASTCONV_DEVICE void store_shared(SharedAddress to, const Bytes<N>& v) {
+  if constexpr (N == 16) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]) : "memory");
+  } else if constexpr (N == 8) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(v.word[0]), "r"(v.word[1]) : "memory");
+  } else {
+    static_assert(N == 4);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v.word[0]) : "memory");
+  }
+}
 
 // N bytes; zeros instead where `valid` is false (the source is then not read). 16-byte copies bypass L1.
 template <int N>

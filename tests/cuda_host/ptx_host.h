@@ -23,6 +23,10 @@ inline void store_if(bool wanted, void* p, const Bytes<N>& v) {
 }
 template <class T>
 inline void keep(T*&) {}
+inline void keep(uint32_t&) {}
+inline void keep(int&) {}
+inline void keep(float&) {}
+inline const unsigned char* advance(const unsigned char* base, uint32_t bytes, uint32_t times) { return base + uint64_t(bytes) * times; }
 
 // ---- conversions -------------------------------------------------------------------------------------------------------------
 inline float bits_to_float(uint32_t u) {
@@ -141,6 +145,12 @@ inline bool any_lane(bool v) {
 inline void named_barrier(int id, int threads) { cuda_host::named_barrier(id, threads); }
 
 // ---- asynchronous copies into shared memory ----------------------------------------------------------------------------------
+using SharedAddress = uintptr_t;
+inline SharedAddress shared_address(const void* p) { return reinterpret_cast<SharedAddress>(p); }
+template <int N>
+inline void store_shared(SharedAddress to, const Bytes<N>& v) {
+  store<N>(reinterpret_cast<void*>(to), v);
+}
 template <int N>
 inline void copy_async(void* to, const void* from, bool valid) {
   cuda_host::copy_async(to, from, N, valid ? N : 0);

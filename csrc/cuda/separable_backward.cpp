@@ -1,0 +1,93 @@
+// depthwise_separable_conv2d_backward on CUDA: the pointwise half by one kernel for the gradient of the depthwise result and one for the weights,
+// then the depthwise backward.
+#include "common/check.h"
+#include "common/library_path.h"
+#include "entry.h"
+#include "separable_backward_launch.h"
+#include "separable_launch.h"
+
+namespace fastconv::cuda {
+namespace {
+
+// The forward pass once more, into the pre-activation of the pointwise product.
+Tensor pre_activation(SeparableForward f, const Tensor& input, const std::vector<int64_t>& size, const Scope& scope) {
+  Tensor z = empty_map(input, size, f.layout);
+  f.pointwise_activation = Activation::identity;
+  f.out = mutable_view(z, f.layout);
+  const SeparablePlan plan = plan_separable(f, FloatProducts::full, scope.device);
+  Tensor workspace = empty_dense(input, {static_cast<int64_t>(plan.workspace_bytes)}, ScalarType::Byte);
+  launch_separable(f, plan, workspace.mutable_data_ptr(), scope.stream);
+  return z;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_conv2d_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias,
+    const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, std::vector<int64_t> stride, std::vector<int64_t> padding,
+    std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask) {
+  const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
+  const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
+  check_vector(pointwise_bias, "pointwise_bias", o, input);
+  const std::vector<int64_t> size{g.n, o, g.oh, g.ow};
+  check_map(grad_output, "grad_output", size, input);
+  check_map(residual, "residual", size, input);
+  check_map(output, "output", size, input);
+  check_mask(output_mask, 6);
+  const library::Activations act{
+      parse_activation(input_activation, "input_activation"), parse_activation(depthwise_activation, "depthwise_activation"),
+      parse_activation(pointwise_activation, "pointwise_activation")};
+  const Scope scope(input);
+  const library::ConvArgs conv{stride, padding, dilation};
+  if (input.scalar_type() == ScalarType::Double || grad_output.numel() == 0)
+    return library::separable_backward(
+        grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, conv, act, output_mask);
+
+  const Layout layout = suggested_layout(input);
+  const Tensor x = to_dense(input, layout), dw = to_dense(depthwise_weight), pw = to_dense(pointwise_weight), none = nothing(input);
+  const OptTensor db = to_dense(depthwise_bias), pb = to_dense(pointwise_bias), res = to_dense(residual, layout);
+  Tensor grad = to_dense(grad_output, layout);
+  SeparableBackward p{};
+  p.f = {
+      g, o, parse_dtype(input, "input"), layout, act.input, act.depthwise, act.pointwise, view(x, layout), dw.const_data_ptr(), data_or_null(db), pw.const_data_ptr(),
+      data_or_null(pb), view(res, layout), {}};
+  Tensor z2, dresidual = none, dz1;
+  if (act.pointwise != Activation::identity)
+    z2 = derivative_from_output(act.pointwise) && output ? to_dense(*output, layout) : pre_activation(p.f, input, size, scope);
+  if (output_mask[5]) {
+    // The gradient before the activation is wanted itself: everything else starts from it.
+    dresidual = act.pointwise == Activation::identity ? torch::stable::clone(grad) : to_dense(library::activate_backward(grad, z2, act.pointwise), layout);
+    grad = dresidual;
+    p.f.pointwise_activation = Activation::identity;
+  } else if (act.pointwise != Activation::identity) {
+    p.pointwise_z = view(z2, layout);
+  }
+  p.grad = view(grad, layout);
+
+  const bool inner = output_mask[0] || output_mask[1] || output_mask[3];
+  if (inner) {
+    dz1 = empty_map(input, {g.n, g.out_channels(), g.oh, g.ow}, layout);
+    p.dz1 = mutable_view(dz1, layout);
+  }
+  Tensor dpw = output_mask[2] ? empty_dense(input, sizes_of(pointwise_weight), input.scalar_type()) : none;
+  Tensor dpb = output_mask[4] ? empty_dense(input, {o}, input.scalar_type()) : none;
+  if (inner || output_mask[2] || output_mask[4]) {
+    const SeparableBackwardPlan plan = plan_separable_backward(p, output_mask[2], output_mask[4], scope.device);
+    Tensor workspace = empty_dense(input, {static_cast<int64_t>(plan.weight_bytes + plan.partial_bytes)}, ScalarType::Byte);
+    launch_separable_backward(
+        p, plan, output_mask[2] ? dpw.mutable_data_ptr() : nullptr, output_mask[4] ? dpb.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), scope.stream);
+    scope.check();
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> depthwise{none, none, none};
+  if (inner)
+    depthwise = library::depthwise_backward(
+        dz1, library::activate(x, act.input), depthwise_weight, depthwise_bias, std::nullopt, conv, Activation::identity,
+        {output_mask[0], output_mask[1], output_mask[3]});
+  Tensor dx = std::get<0>(depthwise);
+  if (output_mask[0]) dx = to_dense(library::activate_backward(dx, x, act.input), layout);
+  return {dx, std::get<1>(depthwise), dpw, std::get<2>(depthwise), dpb, dresidual};
+}
+
+}  // namespace
+}  // namespace fastconv::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) { m.impl("depthwise_separable_conv2d_backward", TORCH_BOX(&fastconv::cuda::depthwise_separable_conv2d_backward)); }
