@@ -44,11 +44,13 @@ ConvGeometry geometry(
 }
 
 py::dict separable_plan(
-    const ConvGeometry& g, int64_t out_channels, const std::string& type, const std::string& format, bool input_activation, int threads) {
+    const ConvGeometry& g, int64_t out_channels, const std::string& type, const std::string& format, const std::string& input_activation, int threads) {
   fastconv::SeparableForward p = {};
   p.g = g, p.o = out_channels, p.dtype = dtype(type), p.layout = layout(format);
   // A plan depends on whether there is one, not on which.
-  p.input_activation = input_activation ? fastconv::Activation::relu : fastconv::Activation::identity;
+  // All that the plan asks: a ReLU may be applied as taps are read, anything else is staged.
+  using fastconv::Activation;
+  p.input_activation = input_activation == "identity" ? Activation::identity : input_activation == "relu" ? Activation::relu : Activation::silu;
   const fastconv::SeparablePlan s = fastconv::kernels().separable_plan(p, threads);
   const bool last = p.layout == fastconv::Layout::channels_last;
   py::dict d;
@@ -146,7 +148,7 @@ PYBIND11_MODULE(_C, m) {
       "plan_separable",
       [](const std::array<int64_t, 4>& input, int64_t out_channels, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
          const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout,
-         bool input_activation, int threads) {
+         const std::string& input_activation, int threads) {
         return separable_plan(geometry(input, multiplier, kernel, stride, padding, dilation), out_channels, dtype, layout, input_activation, threads);
       },
       py::arg("input"), py::arg("out_channels"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),

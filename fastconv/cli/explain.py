@@ -151,7 +151,7 @@ def separable(options: argparse.Namespace, x: Tensor) -> Layer:
     middle = x.new_empty(out.shape[0], weight.shape[0], *out.shape[2:])
     flops = 2 * middle.numel() * math.prod(options.kernel) + 2 * out.numel() * weight.shape[0]
     asked = conv_plan(options, x, weight)
-    asked |= {"out_channels": out_channels, "input_activation": options.input_activation != "identity"}
+    asked |= {"out_channels": out_channels, "input_activation": options.input_activation}
     out = call(*residual or [None])
     arguments = (x, weight, pointwise, None, None, *(residual or [None]), *geometry(asked), *activations.values())
     return Layer("depthwise_separable_conv2d", arguments, [x, weight, pointwise, *residual], out, flops, [middle], "plan_separable", asked)

@@ -92,28 +92,31 @@ void rows_nhwc(const DepthwiseForward& p, const DepthwisePlan& s, const float* p
   stage_pixels_nhwc<T>(g, call, p.x, begin * g.ow, end * g.ow, StageTarget<T>{out + begin * g.ow * channels, channels});
 }
 
+// Items [begin, end), which are of one tile but for the images and channels: they share its masks.
 template <class T>
-void tile_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* packed, int64_t item, void* scratch) {
+void tile_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* packed, int64_t tile, int64_t begin, int64_t end, void* scratch) {
   const ConvGeometry& g = p.g;
   const int64_t channels = g.out_channels(), taps = g.taps(), plane = g.oh * g.ow, runs = ceil_div(channels, s.channels_per_item);
-  const int64_t run = item % runs, tile = item / runs % s.tiles, n = item / runs / s.tiles;
   const int64_t p0 = tile * s.tile_pixels, p1 = min64(plane, p0 + s.tile_pixels);
   const TileGroups groups = even_groups(p1 - p0);
   PlaneTile<T> stage(g, plane_source(g, p.dtype, p.input_activation), p.input_activation, p0, p1, groups, scratch);
-  for (int64_t c = run * s.channels_per_item; c < min64(channels, (run + 1) * s.channels_per_item); ++c) {
-    stage.bind(static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc, p.x.sh);
-    T* out = static_cast<T*>(p.out.data) + (n * channels + c) * plane + p0;
-    stage.channel(packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
-      constexpr int size = sizeof(acc) / sizeof(vf);
-      const int64_t at = groups.begin(group) * L, left = p1 - p0 - at;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / runs % g.n, first = item % runs * s.channels_per_item, last = min64(channels, first + s.channels_per_item);
+    for (int64_t c = first; c < last; ++c) {
+      stage.bind(static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc, p.x.sh);
+      T* out = static_cast<T*>(p.out.data) + (n * channels + c) * plane + p0;
+      stage.channel(packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+        constexpr int size = sizeof(acc) / sizeof(vf);
+        const int64_t at = groups.begin(group) * L, left = p1 - p0 - at;
 #pragma GCC unroll 4
-      for (int v = 0; v < size; ++v) {
-        if (left >= (v + 1) * L)
-          store(out + at + v * L, acc[v]);
-        else
-          store_part(out + at + v * L, acc[v], int(left - v * L));
-      }
-    });
+        for (int v = 0; v < size; ++v) {
+          if (left >= (v + 1) * L)
+            store(out + at + v * L, acc[v]);
+          else
+            store_part(out + at + v * L, acc[v], int(left - v * L));
+        }
+      });
+    }
   }
 }
 
@@ -150,15 +153,20 @@ void pack(const DepthwiseForward& p, const DepthwisePlan& s, void* packed) {
 }
 
 void forward(const DepthwiseForward& p, const DepthwisePlan& s, const void* packed, int64_t begin, int64_t end, void* scratch) {
+  const float* weights = static_cast<const float*>(packed);
   with_type(p.dtype, [&](auto t) {
     using T = decltype(t);
-    for (int64_t item = begin; item < end; ++item) {
-      if (p.layout == Layout::channels_last)
-        rows_nhwc<T>(p, s, static_cast<const float*>(packed), item);
-      else if (s.rows_per_item > 0)
-        block_nchw<T>(p, s, static_cast<const float*>(packed), item, scratch);
-      else
-        tile_nchw<T>(p, s, static_cast<const float*>(packed), item, scratch);
+    if (p.layout == Layout::channels_last) {
+      for (int64_t item = begin; item < end; ++item) rows_nhwc<T>(p, s, weights, item);
+    } else if (s.rows_per_item > 0) {
+      for (int64_t item = begin; item < end; ++item) block_nchw<T>(p, s, weights, item, scratch);
+    } else {
+      const int64_t per_tile = s.items / s.tiles;
+      while (begin < end) {
+        const int64_t next = min64(end, (begin / per_tile + 1) * per_tile);
+        tile_nchw<T>(p, s, weights, begin / per_tile, begin, next, scratch);
+        begin = next;
+      }
     }
   });
 }
