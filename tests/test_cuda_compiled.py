@@ -79,6 +79,13 @@ LOOPS = {
         Loop(r"depthwise_bands<(bf16|f16), 5, 1>", 2, {80: 53, 90: 53}, (r"LDGSTS\.E\.BYPASS\.128.*",), ("FFMA", "STG"), "FMNMX"),
         Loop(r"depthwise_bands<(bf16|f16), 7, 1>", 2, {80: 83, 90: 81}, (r"LDGSTS\.E\.BYPASS\.128.*",), ("FFMA", "STG"), "FMNMX"),
     ],
+    # Three (five) rounds of the ring, all of their border code included.
+    "depthwise_backward": [
+        Loop(r"depthwise_backward_pixels<(bf16|f16), 3, true, false>", 48, {80: 30.6, 90: 30.2}, (r"LDGSTS\.E.*64.*", r"STG\.E\.64.*")),
+        Loop(r"depthwise_backward_pixels<float, 3, true, false>", 48, {80: 27.5, 90: 27}, (r"LDGSTS\.E\.BYPASS\.128.*", r"STG\.E\.128.*")),
+        Loop(r"depthwise_backward_pixels<(bf16|f16), 5, true, false>", 30, {80: 77, 90: 76}, (COPY,)),
+        Loop(r"depthwise_backward_bands<(bf16|f16), 3, false>", 12, {80: 51, 90: 50}, (r"LDGSTS\.E\.BYPASS\.128.*",)),
+    ],
     # The march of the fused kernels, identity activations: 9 multiply-adds an element of the 3 x 3 ring, 25 and 49 of the larger ones.
     "separable": [
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<3>::Of, .*>", 8, {80: 17.7, 90: 17.7}, (*TENSOR, r"STG\.E\.128.*"), march=72),

@@ -52,6 +52,7 @@ PLANTS = {
 # Program: kernel sources (instrumented), the rest, cases.
 PROGRAMS = {
     "depthwise": (["csrc/cuda/depthwise.cu"], ["run_depthwise.cpp"], cases.depthwise),
+    "depthwise_backward": (["csrc/cuda/depthwise.cu", "csrc/cuda/depthwise_backward.cu"], ["run_depthwise_backward.cpp"], cases.depthwise_backward),
     "shift_stitch": (["csrc/cuda/shift_stitch.cu"], ["run_shift_stitch.cpp"], cases.shift_stitch),
     "max_pool": (["csrc/cuda/max_pool.cu"], ["run_max_pool.cpp"], cases.max_pool),
     "max_pool_backward": (["csrc/cuda/max_pool_backward.cu"], ["run_max_pool_backward.cpp"], cases.max_pool_backward),

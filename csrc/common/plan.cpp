@@ -34,7 +34,7 @@ StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t 
 
 BandPlan plan_bands(
     int64_t n, int64_t planes, int64_t h, int64_t w, int64_t dh, int columns_per_lane, int64_t halo_rows, int64_t halo_columns, int element_bytes,
-    const Device& device) {
+    const Device& device, bool with_own) {
   BandPlan p;
   p.h = h, p.w = w, p.dh = dh, p.planes = planes, p.element_bytes = element_bytes;
   p.threads = 256;
@@ -50,17 +50,19 @@ BandPlan plan_bands(
     }
   }
   p.columns = p.lanes * columns_per_lane;
+  p.tiles = ceil_div(w, p.columns);
   const int64_t per = 16 / element_bytes, class_rows = ceil_div(h, dh);
   p.row_classes = std::min(dh, h);
   // The first column may stand anywhere within its 16 bytes.
-  const int64_t pitch = round_up(p.columns + halo_columns + per - 1, per) * element_bytes;
+  const int64_t pitch = round_up(p.columns + halo_columns + per - 1, per) * element_bytes, own = with_own ? round_up(p.columns + per - 1, per) * element_bytes : 0;
+  auto bytes = [&](int64_t rows, int64_t items) { return (pitch * (rows + halo_rows) + own * rows) * items; };
   // Long strips stage their halo rows less often; six blocks should fit on a multiprocessor, and every multiprocessor have some. Wide halos
   // beside narrow maps (large dilations) leave room for fewer items.
-  const int64_t most = device.shared_per_multiprocessor / 6, least_rows = std::min<int64_t>(class_rows, 2 * halo_rows) + halo_rows;
-  p.items_per_block = static_cast<int>(std::clamp<int64_t>(most / (pitch * least_rows), 1, p.items_per_block));
-  if (pitch * (1 + halo_rows) > device.shared_per_block) return BandPlan{};
-  p.pitch_bytes = static_cast<int>(pitch);
-  const int64_t memory_rows = most / (pitch * p.items_per_block) - halo_rows;
+  const int64_t most = device.shared_per_multiprocessor / 6;
+  p.items_per_block = static_cast<int>(std::clamp<int64_t>(most / bytes(std::min<int64_t>(class_rows, 2 * halo_rows), 1), 1, p.items_per_block));
+  if (bytes(1, 1) > device.shared_per_block) return BandPlan{};
+  p.pitch_bytes = static_cast<int>(pitch), p.own_pitch_bytes = static_cast<int>(own);
+  const int64_t memory_rows = (most / p.items_per_block - pitch * halo_rows) / (pitch + own);
   const int64_t items_of_one_strip = n * planes * p.row_classes * p.tiles, wanted_items = int64_t(device.multiprocessors) * 4 * p.items_per_block;
   const int64_t busy_rows = std::max<int64_t>(class_rows * items_of_one_strip / std::max<int64_t>(wanted_items, 1), 4 * std::max<int64_t>(halo_rows, 1));
   const int64_t rows = std::clamp<int64_t>(std::min(memory_rows, busy_rows), 1, std::min<int64_t>(class_rows, 32));
@@ -69,7 +71,7 @@ BandPlan plan_bands(
   p.input_rows = static_cast<int>(p.rows + halo_rows);
   p.items = items_of_one_strip * p.strips;
   p.blocks = ceil_div(p.items, p.items_per_block);
-  p.shared_bytes = static_cast<size_t>(p.pitch_bytes) * p.input_rows * p.items_per_block;
+  p.shared_bytes = static_cast<size_t>(bytes(p.rows, p.items_per_block));
   return p;
 }
 

@@ -36,15 +36,15 @@ StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t 
 // Contiguous planes in bands staged in shared memory: items of `rows` rows of a residue class by `columns` columns, `lanes` threads each.
 struct BandPlan {
   int64_t h, w, dh, planes;  // the result
-  int lanes, columns, rows, input_rows, items_per_block, threads, pitch_bytes, element_bytes;
+  int lanes, columns, rows, input_rows, items_per_block, threads, pitch_bytes, own_pitch_bytes, element_bytes;
   int64_t tiles, strips, row_classes, items, blocks;
   size_t shared_bytes;
 };
 // `columns_per_lane` columns a thread; halo_rows rows of the class and halo_columns columns more are staged than produced. No blocks: one row
-// and its halo do not fit into shared memory.
+// and its halo do not fit into shared memory. `with_own`: a second map is staged beside, without a halo.
 BandPlan plan_bands(
     int64_t n, int64_t planes, int64_t h, int64_t w, int64_t dh, int columns_per_lane, int64_t halo_rows, int64_t halo_columns, int element_bytes,
-    const Device& device);
+    const Device& device, bool with_own = false);
 
 // ---- shift and stitch ----------------------------------------------------------------------------------------------------------
 enum class CopyForm { vectors, rows };

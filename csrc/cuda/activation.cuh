@@ -29,6 +29,15 @@ FASTCONV_DEVICE float sigmoid(float x) {
   const float d = 1.f + exponential<Fast>(-x);
   return Fast ? ptx::fast_reciprocal(d) : 1.f / d;
 }
+// The sigmoid s, and 1 - s without the bits that a subtraction loses where s is near 1.
+struct Sigmoid {
+  float s, rest;
+};
+template <bool Fast>
+FASTCONV_DEVICE Sigmoid sigmoid_parts(float x) {
+  const float e = ptx::min_nan(exponential<Fast>(-x), 1e30f), r = Fast ? ptx::fast_reciprocal(1.f + e) : 1.f / (1.f + e);
+  return {r, e * r};
+}
 FASTCONV_DEVICE float gelu_tanh_argument(float x) { return 0.79788456f * (0.044715f * x * x * x + x); }
 
 template <bool Fast>
@@ -56,21 +65,24 @@ FASTCONV_DEVICE float activate_any(const ActivationArgs& a, float x) {
   return smooth_activation<Fast>(a.kind, x);
 }
 
+// A gradient through relu or relu6, from the activation's output or its input; as PyTorch, it passes where that is NaN.
+FASTCONV_DEVICE float clamp_gate(const ActivationArgs& a, float x, float grad) { return x <= 0.f || x >= a.high ? 0.f : grad; }
+
 // Derivative at pre-activation x; for relu and relu6 the activation's output serves as well.
 template <bool Fast>
 FASTCONV_DEVICE float derivative_any(const ActivationArgs& a, float x) {
   switch (a.kind) {
     case Activation::identity: return 1.f;
-    case Activation::relu: return x > 0.f ? 1.f : 0.f;
-    case Activation::relu6: return x > 0.f && x < 6.f ? 1.f : 0.f;
+    case Activation::relu: return x <= 0.f ? 0.f : 1.f;
+    case Activation::relu6: return x <= 0.f || x >= 6.f ? 0.f : 1.f;
     case Activation::silu: {
-      const float s = sigmoid<Fast>(x);
-      return s * (x * (1.f - s) + 1.f);
+      const Sigmoid g = sigmoid_parts<Fast>(x);
+      return g.s * (x * g.rest + 1.f);
     }
     case Activation::gelu: return 0.5f * (1.f + erff(x * 0.70710678f)) + x * 0.39894228f * exponential<Fast>(-0.5f * x * x);
     case Activation::gelu_tanh: {
-      const float s = sigmoid<Fast>(2.f * gelu_tanh_argument(x));
-      return s + x * 2.f * s * (1.f - s) * 0.79788456f * (3.f * 0.044715f * x * x + 1.f);
+      const Sigmoid g = sigmoid_parts<Fast>(2.f * gelu_tanh_argument(x));
+      return g.s + x * 2.f * g.s * g.rest * 0.79788456f * (3.f * 0.044715f * x * x + 1.f);
     }
     default: return x <= -3.f ? 0.f : x < 3.f ? x * (1.f / 3.f) + 0.5f : 1.f;
   }

@@ -8,13 +8,13 @@
 namespace fastconv::cuda {
 namespace {
 
-DepthwiseArgs pixel_arguments(const DepthwiseForward& p) {
+DepthwiseArgs pixel_arguments(const DepthwiseForward& p, bool turned) {
   const ConvGeometry& g = p.g;
   return {p.x.data, p.weight, p.bias, p.out.data, p.x.sn, p.x.sh, p.x.sw, p.out.sn, p.out.sh, p.out.sw, static_cast<int>(g.h), static_cast<int>(g.w),
-          static_cast<int>(g.pt), static_cast<int>(g.pl), static_cast<int>(g.dh), static_cast<int>(g.dw), ActivationArgs(p.activation)};
+          static_cast<int>(g.pt), static_cast<int>(g.pl), static_cast<int>(g.dh), static_cast<int>(g.dw), ActivationArgs(p.activation), turned};
 }
-DepthwiseBandArgs band_arguments(const DepthwiseForward& p) {
-  return {p.x.data, p.weight, p.bias, p.out.data, p.out.sn, p.out.sc, p.out.sh, static_cast<int>(p.g.dw), ActivationArgs(p.activation)};
+DepthwiseBandArgs band_arguments(const DepthwiseForward& p, bool turned) {
+  return {p.x.data, p.weight, p.bias, p.out.data, p.out.sn, p.out.sc, p.out.sh, static_cast<int>(p.g.dw), ActivationArgs(p.activation), turned};
 }
 DepthwiseGeneralArgs general_arguments(const DepthwiseForward& p) {
   const ConvGeometry& g = p.g;
@@ -25,23 +25,23 @@ DepthwiseGeneralArgs general_arguments(const DepthwiseForward& p) {
 }
 
 template <class T, int K, Form F>
-void launch_special(const DepthwiseForward& p, const DepthwisePlan& plan, Stream stream) {
+void launch_special(const DepthwiseForward& p, const DepthwisePlan& plan, bool turned, Stream stream) {
   const Dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
   if (plan.form == DepthwiseForm::pixels) {
-    launch(depthwise_pixels<T, K, F>, grid, block, plan.shared_bytes, stream, pixel_arguments(p), Strips(plan.strips));
+    launch(depthwise_pixels<T, K, F>, grid, block, plan.shared_bytes, stream, pixel_arguments(p, turned), Strips(plan.strips));
   } else {
     const int64_t strides[3] = {p.x.sn, p.x.sc, p.x.sh};
-    launch(depthwise_bands<T, K, F>, grid, block, plan.shared_bytes, stream, band_arguments(p), Band(plan.band, p.g.h, p.g.w, p.g.pt, p.g.pl, strides));
+    launch(depthwise_bands<T, K, F>, grid, block, plan.shared_bytes, stream, band_arguments(p, turned), Band(plan.band, p.g.h, p.g.w, p.g.pt, p.g.pl, strides));
   }
 }
 template <class T, int K>
-void launch_special(const DepthwiseForward& p, const DepthwisePlan& plan, Stream stream) {
-  form_of(p.activation) == Form::smooth ? launch_special<T, K, Form::smooth>(p, plan, stream) : launch_special<T, K, Form::clamp>(p, plan, stream);
+void launch_special(const DepthwiseForward& p, const DepthwisePlan& plan, bool turned, Stream stream) {
+  form_of(p.activation) == Form::smooth ? launch_special<T, K, Form::smooth>(p, plan, turned, stream) : launch_special<T, K, Form::clamp>(p, plan, turned, stream);
 }
 
 }  // namespace
 
-void launch_depthwise(const DepthwiseForward& p, const DepthwisePlan& plan, Stream stream) {
+void launch_depthwise(const DepthwiseForward& p, const DepthwisePlan& plan, Stream stream, bool turned) {
   with_dtype(p.dtype, [&](auto tag) {
     using T = decltype(tag);
     const Dim3 grid(static_cast<unsigned>(plan.blocks)), block(plan.threads);
@@ -54,9 +54,9 @@ void launch_depthwise(const DepthwiseForward& p, const DepthwisePlan& plan, Stre
           FastDivision(plan.slice_vectors), vectors);
     }
     switch (p.g.kh) {
-      case 3: return launch_special<T, 3>(p, plan, stream);
-      case 5: return launch_special<T, 5>(p, plan, stream);
-      default: return launch_special<T, 7>(p, plan, stream);
+      case 3: return launch_special<T, 3>(p, plan, turned, stream);
+      case 5: return launch_special<T, 5>(p, plan, turned, stream);
+      default: return launch_special<T, 7>(p, plan, turned, stream);
     }
   });
 }

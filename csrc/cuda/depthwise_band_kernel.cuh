@@ -15,6 +15,7 @@ struct DepthwiseBandArgs {
   int64_t on, oc, oh;
   int dw;
   ActivationArgs activation;
+  bool turned;         // the kernel is to be turned round
 };
 
 template <class T, int K, Form F>
@@ -34,7 +35,7 @@ FASTCONV_KERNEL(256, K == 7 ? 2 : 4) depthwise_bands(DepthwiseBandArgs a, Band b
   float weight[K][K];
   const T* w = static_cast<const T*>(a.weight) + int64_t(at.c) * (K * K);
   FASTCONV_UNROLL
-  for (int t = 0; t < K * K; ++t) weight[t / K][t % K] = Element<T>::value(w[t]);
+  for (int t = 0; t < K * K; ++t) weight[t / K][t % K] = Element<T>::value(w[a.turned ? K * K - 1 - t : t]);
   const float bias = a.bias ? Element<T>::value(static_cast<const T*>(a.bias)[at.c]) : 0.f;
   ptx::wait_copies<0>();
   sync_threads();

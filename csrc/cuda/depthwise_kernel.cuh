@@ -21,6 +21,7 @@ struct DepthwiseArgs {
   int64_t on, oh, ow;     // of out
   int h, w, pt, pl, dh, dw;
   ActivationArgs activation;
+  bool turned;         // the kernel is to be turned round
 };
 
 // Blocks of 128 threads that a multiprocessor should hold.
@@ -50,7 +51,7 @@ FASTCONV_KERNEL(128, depthwise_pixel_blocks(K)) depthwise_pixels(DepthwiseArgs a
   const int columns = (strips.w - s.x + a.dw - 1) / a.dw;
 
   auto fetch_row = [&](unsigned char* to) {
-    const uint32_t valid = y >= 0 && y < end ? inside : 0;
+    const uint32_t valid = below(y, end) ? inside : 0;
     FASTCONV_UNROLL
     for (int j = 0; j < kColumns; ++j) ptx::copy_async<kBytes>(to + j * kSlot, row + j * column_step, valid >> j & 1);
     ptx::commit_copies();
@@ -64,7 +65,7 @@ FASTCONV_KERNEL(128, depthwise_pixel_blocks(K)) depthwise_pixels(DepthwiseArgs a
   for (int c = 0; c < C; ++c) {
     const T* w = static_cast<const T*>(a.weight) + (s.vector * C + c) * (K * K);
     FASTCONV_UNROLL
-    for (int t = 0; t < K * K; ++t) weight[t / K][t % K][c] = Element<T>::value(w[t]);
+    for (int t = 0; t < K * K; ++t) weight[t / K][t % K][c] = Element<T>::value(w[a.turned ? K * K - 1 - t : t]);
     bias[c] = a.bias ? Element<T>::value(static_cast<const T*>(a.bias)[s.vector * C + c]) : 0.f;
   }
 

@@ -10,6 +10,9 @@
 
 namespace fastconv::cuda {
 
+// 0 <= i < end by one comparison; end is not negative.
+FASTCONV_DEVICE bool below(int i, int end) { return static_cast<uint32_t>(i) < static_cast<uint32_t>(end); }
+
 struct Strips {
   FastDivision by_vectors, by_groups, by_column_classes, by_strips, by_row_classes;
   uint32_t total;

@@ -151,3 +151,22 @@ def depthwise() -> list[dict]:
     rows += [dict(n=1, c=3, h=6, w=6, k=k, p=1, dtype="f16", layout="contiguous", form="bands") for k in (3, 5, 7)]
     rows.append(dict(n=1, c=8, h=6, w=6, k=3, p=1, s=2, dtype="bf16", layout="channels_last", form="vectors"))
     return rows
+
+
+def depthwise_backward() -> list[dict]:
+    rows = [
+        dict(shape, dtype=dtype, layout=layout, want=("all", "all", "dw", "dx")[(i + j + k) % 4], input_act=("identity", "relu", "relu6", "identity")[(i + 2 * j + k) % 4])
+        for i, shape in enumerate(_convolutions())
+        for j, layout in enumerate(LAYOUTS)
+        for k, dtype in enumerate(("bf16", "f16", "f32"))
+    ]
+    # A row of blocks for one slice of channels and the reverse; channels that do not fill the last slice.
+    rows += [dict(n=3, c=c, h=20, w=9, k=3, p=1, dtype="bf16", layout=layout) for c in (4, 36, 140) for layout in LAYOUTS]
+    rows += [dict(n=1, c=8, h=6, w=6, k=3, p=1, dtype="f32", layout=layout, input_act=act) for act in ACTIVATIONS for layout in LAYOUTS]
+    rows += [dict(n=1, c=8, h=6, w=8, k=3, p=1, dtype=dtype, layout=layout, offset=1) for dtype in ("bf16", "f32") for layout in LAYOUTS]
+    rows += [dict(n=2, c=8, h=4, w=5, k=3, p=1, s=s, dtype="bf16", layout=layout, far=1) for s in (1, 2) for layout in LAYOUTS]
+    rows += [dict(n=1, c=8, h=6, w=6, k=k, p=1, dtype="bf16", layout="channels_last", form="pixels_twice" if k == 7 else "pixels") for k in (3, 5, 7)]
+    rows += [dict(n=1, c=3, h=6, w=6, k=k, p=1, dtype="f16", layout="contiguous", form="bands") for k in (3, 5, 7)]
+    rows += [dict(n=1, c=8, h=6, w=6, k=3, p=1, dtype="f16", layout=layout, want="dx", form="forward") for layout in LAYOUTS]
+    rows += [dict(op="gate", elements=n, act=act, dtype=dtype) for act, n in zip(ACTIVATIONS, (1, 7, 8, 33, 100, 3000, 17), strict=True) for dtype in ("bf16", "f16", "f32")]
+    return rows + [dict(op="gate", elements=65, act="silu", dtype="bf16", offset=1)]
