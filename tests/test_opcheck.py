@@ -11,14 +11,14 @@ CONV = ((2, 1), (1, 2, 0, 1), (1, 2))  # stride, padding, dilation
 POOL = ((3, 2), (2, 1), (1, 0), (1, 2), True)  # kernel, stride, padding, dilation, ceil_mode
 
 
-def arguments(op, layout, grad):
+def arguments(op, layout, grad, device):
     """One call of each operator; `grad` asks for derivatives of every floating-point tensor."""
 
     def tensor(*size):
-        return in_layout(rand(*size), layout).requires_grad_(grad)
+        return in_layout(rand(*size, device=device), layout).requires_grad_(grad)
 
     def plain(*size):
-        return rand(*size).requires_grad_(grad)
+        return rand(*size, device=device).requires_grad_(grad)
 
     x = tensor(2, 3, 7, 8)
     conv_weights = (plain(6, 1, 3, 2), plain(4, 6, 1, 1), plain(6), plain(4))
@@ -51,11 +51,11 @@ def arguments(op, layout, grad):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", _ops.FORWARD_OPS)
-def test_forward_operators(op, layout):
-    opcheck(getattr(OPS, op), arguments(op, layout, grad=True))
+def test_forward_operators(op, layout, device):
+    opcheck(getattr(OPS, op), arguments(op, layout, grad=True, device=device))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", _ops.BACKWARD_OPS)
-def test_backward_operators(op, layout):
-    opcheck(getattr(OPS, op), arguments(op, layout, grad=False))
+def test_backward_operators(op, layout, device):
+    opcheck(getattr(OPS, op), arguments(op, layout, grad=False, device=device))
