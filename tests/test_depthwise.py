@@ -42,6 +42,12 @@ def test_float64(case, memory_format, device):
     check_forward(depthwise_tensors(case, torch.float64, device, memory_format), **conv_geometry(case), activation="silu")
 
 
+def test_maps_larger_than_the_cache(dtype, device):
+    """Rows between the first and the last tap beyond any second-level cache: the CPU takes columns in strips and rows by residue class then."""
+    case = ConvCase("wide", (2, 200, 27, 205), padding=(12, 12), dilation=(12, 12))
+    check_forward(depthwise_tensors(case, dtype, device, torch.channels_last), **conv_geometry(case))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation, dtype, memory_format, device):
     (case,) = by_id(CONV_CASES, "vector-tail")

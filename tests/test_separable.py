@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import ACTIVATIONS, CONV_CASES, by_id, ids
+from cases import ACTIVATIONS, CONV_CASES, ConvCase, by_id, ids
 from helpers import (
     LAYOUTS,
     assert_bitwise,
@@ -102,6 +102,13 @@ def test_pointwise_weight_may_be_a_matrix(memory_format, device):
     out = depthwise_separable_conv2d(**tensors, **conv_geometry(case))
     tensors["pointwise_weight"] = tensors["pointwise_weight"].flatten(1)
     assert_bitwise(depthwise_separable_conv2d(**tensors, **conv_geometry(case)), out)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)], ids=["stride-1", "stride-2"])
+def test_maps_larger_than_the_cache(stride, dtype, device):
+    """Rows between the first and the last tap beyond any second-level cache: the CPU takes columns in strips and rows by residue class then."""
+    case = ConvCase("wide", (2, 200, 27, 205), stride=stride, padding=(12, 12), dilation=(12, 12))
+    check_forward(separable_tensors(case, dtype, device, torch.channels_last), **conv_geometry(case))
 
 
 def test_unbatched(memory_format, device):

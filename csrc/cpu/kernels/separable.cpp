@@ -156,16 +156,17 @@ void pack_nhwc(const SeparableForward& p, const SeparablePlan& s, int64_t begin,
   }
 }
 
-// A register block to memory: + residual, activation. Row r goes to out + r * pitch; lanes beyond `lanes` and rows beyond `rows` are dropped.
-template <int R, int NV, class T>
-FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, int64_t pitch, bool streaming) {
+// A register block to memory: + residual, activation. Row r goes to out + at(r); lanes beyond `lanes` and rows beyond `rows` are dropped.
+template <int R, int NV, class T, class At>
+FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, bool streaming, const At& at) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     if (r >= rows) break;
+    const int64_t row = at(r);
     if (residual)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
-        const T* res = residual + r * pitch + v * L;
+        const T* res = residual + row + v * L;
         const int64_t n = lanes - v * L;
         if (n >= L)
           acc[r][v] += load(res);
@@ -175,13 +176,13 @@ FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activatio
     activate_all(acc[r], activation);
     if (streaming && lanes >= NV * L) {
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) store_streaming(out + r * pitch + v * L, acc[r][v]);
+      for (int v = 0; v < NV; ++v) store_streaming(out + row + v * L, acc[r][v]);
       continue;
     }
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
       const int64_t n = lanes - v * L;
-      T* to = out + r * pitch + v * L;
+      T* to = out + row + v * L;
       if (n >= L)
         store(to, acc[r][v]);
       else if (n > 0)
@@ -193,14 +194,14 @@ FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activatio
 template <class Dot, int NV, class T>
 __attribute__((noinline)) void block_nhwc(
     const SeparableForward& p, int64_t k_count, const typename Dot::Element* panel, const typename Dot::Element* a, int64_t row_stride, const float* bias,
-    int rows, int64_t lanes, const T* residual, T* out, Fetch fetch, bool streaming) {
+    const int64_t* pixel, int rows, int64_t lanes, const T* residual, T* out, Fetch fetch, bool streaming) {
   vf acc[kRows][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = load(bias + v * L);
   gemm_block<Dot, NV, kRows>(k_count, panel, NV * L, a, row_stride, 1, acc, fetch);
-  finish(acc, rows, lanes, p.pointwise_activation, residual, out, p.o, streaming);
+  finish(acc, rows, lanes, p.pointwise_activation, residual, out, streaming, [&](int r) { return pixel[r] * p.o; });
 }
 
 // Scratch: float32 for float32 products, bfloat16 read as pairs for dot products.
@@ -215,18 +216,39 @@ struct ScratchOf<BF16Dot> {
 };
 #endif
 
-// The input rows that the tile of `pixels` output pixels from p0 on reads and the one before it did not. The map streams from memory in pieces too short
+// The input rows that the tile [p0, p1) reads and the one before it did not, handed out over `calls` products. The map streams from memory in pieces too short
 // for the hardware to see a stream; fetching them during the products overlaps the two.
-Fetch next_rows(const SeparableForward& p, int64_t size, int64_t p0, int64_t pixels) {
-  const ConvGeometry& g = p.g;
-  const int64_t plane = g.oh * g.ow, total = g.n * g.h * g.w;
-  if (total * g.c * size < kStreamsFrom || p0 >= g.n * plane) return {};
-  const int64_t n = p0 / plane, oy = (p0 - n * plane) / g.ow, ox = p0 - n * plane - oy * g.ow;
-  const int64_t row = oy * g.sh - g.pt + (g.kh - 1) * g.dh;
-  if (row < 0 || row >= g.h) return {};
-  const int64_t first = (n * g.h + row) * g.w + min64(ox * g.sw, g.w - 1), last = min64(total, first + pixels * g.sh * g.sw);
-  return {static_cast<const char*>(p.x.data) + first * g.c * size, (last - first) * g.c * size / 64};
-}
+class RowFetch {
+ public:
+  RowFetch(const SeparableForward& p, PixelOrder order, int64_t size, int64_t p0, int64_t p1, int64_t calls) {
+    const ConvGeometry& g = p.g;
+    const int64_t plane = g.oh * g.ow, total = g.n * g.h * g.w, pixel_bytes = g.c * size;
+    if (total * pixel_bytes < kStreamsFrom || p0 >= g.n * plane) return;
+    int64_t lines = 0;
+    for_each_row_part(g, order, p0, min64(p1, g.n * plane), [&](int64_t, int64_t pixel, int64_t count) {
+      const int64_t n = pixel / plane, oy = pixel % plane / g.ow, row = oy * g.sh - g.pt + (g.kh - 1) * g.dh;
+      if (row < 0 || row >= g.h || parts_ == kParts) return;
+      const int64_t first = (n * g.h + row) * g.w + min64(pixel % g.ow * g.sw, g.w - 1), last = min64(total, first + count * g.sh * g.sw);
+      part_[parts_++] = {static_cast<const char*>(p.x.data) + first * pixel_bytes, (last - first) * pixel_bytes / 64};
+      lines += part_[parts_ - 1].lines;
+    });
+    lines_ = ceil_div(lines, max64(1, calls));
+  }
+  Fetch next() {
+    if (at_ == parts_) return {};
+    Fetch& part = part_[at_];
+    const Fetch now{part.at, min64(lines_, part.lines)};
+    part.at += 64 * now.lines, part.lines -= now.lines;
+    if (part.lines == 0) ++at_;
+    return now;
+  }
+
+ private:
+  static constexpr int kParts = 8;
+  Fetch part_[kParts];
+  int parts_ = 0, at_ = 0;
+  int64_t lines_ = 0;
+};
 
 template <class T, class Dot>
 void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNhwc& w, int64_t tile, int64_t split, void* scratch) {
@@ -235,9 +257,15 @@ void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNh
   const ConvGeometry& g = p.g;
   const int64_t channels = g.out_channels(), plane = g.oh * g.ow, p0 = tile * s.tile_pixels, p1 = min64(g.n * plane, p0 + s.tile_pixels);
   Stored* a = static_cast<Stored*>(scratch);
+  const PixelOrder order = pixel_order(g, sizeof(T));
+  // Where the tile's pixels lie in the output.
+  int64_t pixel[kMaxPixelsNhwc + kRows];
+  for_each_row_part(g, order, p0, p1, [&](int64_t at, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) pixel[at - p0 + i] = first + i;
+  });
   // Coming rows are fetched during the products, not here.
   const StageCall call{w.depthwise, p.input_activation, p.depthwise_activation, 0};
-  stage_pixels_nhwc<T>(g, call, p.x, p0, p1, StageTarget<Stored>{a, s.row_stride});
+  stage_pixels_nhwc<T>(g, call, p.x, order, p0, p1, StageTarget<Stored>{a, s.row_stride});
   if (Dot::kStep == 2 && channels % 2)  // the odd channel's partner
     for (int64_t r = 0; r < p1 - p0; ++r) memset(static_cast<void*>(a + r * s.row_stride + channels), 0, sizeof(Stored));
 
@@ -246,21 +274,16 @@ void tile_nhwc(const SeparableForward& p, const SeparablePlan& s, const PackedNh
   const T* residual = static_cast<const T*>(p.residual.data);
   T* out = static_cast<T*>(p.out.data);
   const int64_t first = s.panels * split / s.splits, last = s.panels * (split + 1) / s.splits;
-  const Fetch next = next_rows(p, sizeof(T), p1, s.tile_pixels);
-  const int64_t calls = (last - first) * ceil_div(p1 - p0, kRows), lines = ceil_div(next.lines, calls);
-  int64_t fetched = 0;
+  RowFetch fetch(p, order, sizeof(T), p1, p1 + s.tile_pixels, (last - first) * ceil_div(p1 - p0, kRows));
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t v0 = panel_begin(vectors, s.panels, panel), nv = panel_begin(vectors, s.panels, panel + 1) - v0;
     const Element* weights = static_cast<const Element*>(w.panels) + v0 * L * k_count;
     for (int64_t r = 0; r < p1 - p0; r += kRows) {
-      const int64_t offset = (p0 + r) * p.o + v0 * L;
       const int count = int(min64(kRows, p1 - p0 - r));
-      const Fetch fetch{next.at + 64 * fetched, min64(lines, next.lines - fetched)};
-      fetched += fetch.lines;
       auto block = [&](auto width) __attribute__((always_inline)) {
         block_nhwc<Dot, width.value, T>(
-            p, k_count, weights, rows + r * row_stride, row_stride, w.bias + v0 * L, count, p.o - v0 * L, residual ? residual + offset : nullptr, out + offset,
-            fetch, s.streaming);
+            p, k_count, weights, rows + r * row_stride, row_stride, w.bias + v0 * L, pixel + r, count, p.o - v0 * L, residual ? residual + v0 * L : nullptr,
+            out + v0 * L, fetch.next(), s.streaming);
       };
       switch (nv) {
         case 1: block(Int<1>{}); break;
@@ -321,7 +344,7 @@ __attribute__((noinline)) void block_nchw(
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = set1(bias[r]);
   gemm_block<F32Dot, NV, R>(channels, panel, NV * L, weights, channels, 1, acc, fetch);
-  finish(acc, R, pixels, p.pointwise_activation, residual, out, plane, streaming);
+  finish(acc, R, pixels, p.pointwise_activation, residual, out, streaming, [&](int r) { return r * plane; });
 }
 
 // The same for planes: the lowest rows of the next tile, one channel after the other, handed out over `calls` products.

@@ -214,15 +214,49 @@ void stage_row_nhwc(const ConvGeometry& g, const StageCall& call, const MapView&
     stage_row_nhwc<Read::general, T>(g, call, view, n, oy, x0, x1, to);
 }
 
-// Output pixels [p0, p1), counted through rows and images.
-template <class T, class Out>
-void stage_pixels_nhwc(const ConvGeometry& g, const StageCall& call, const MapView& view, int64_t p0, int64_t p1, StageTarget<Out> to) {
+// The order in which output pixels are taken: row by row as they lie, or, with a wide dilation, in strips of columns and one residue class of the dilation
+// after the other. Neighbours in a class share all input rows but one, so the rows between the first and the last tap stay in cache.
+struct PixelOrder {
+  int64_t classes;  // of rows
+  int64_t strip;    // columns
+
+  // Row number `position` of `rows`.
+  int64_t row(int64_t position, int64_t rows) const {
+    const int64_t longer = rows % classes, length = rows / classes, split = longer * (length + 1);
+    if (position < split) return position % (length + 1) * classes + position / (length + 1);
+    return (position - split) % length * classes + longer + (position - split) / length;
+  }
+};
+inline PixelOrder pixel_order(const ConvGeometry& g, int64_t element_size) {
+  constexpr int64_t kCache = 640 << 10;
+  const int64_t pixel = g.c * element_size, halo = (g.kw - 1) * g.dw, most = kCache / ((g.kh + 1) * pixel) - halo;
+  const bool far = g.sh == 1 && g.sw == 1 && g.kh > 1 && g.dh > 1 && g.dh < g.oh && ((g.kh - 1) * g.dh + 1) * g.w * pixel > kCache;
+  // Columns that two strips share are read twice.
+  if (!far || most < min64(g.ow, max64(32, 2 * halo))) return {1, g.ow};
+  return {g.dh, ceil_div(g.ow, ceil_div(g.ow, most))};
+}
+
+// f(position, pixel, count): pixels of the tile [p0, p1), counted in `order`, that lie side by side in one row of one image; `pixel` counts through rows
+// and images as they lie.
+template <class F>
+FASTCONV_INLINE void for_each_row_part(const ConvGeometry& g, PixelOrder order, int64_t p0, int64_t p1, const F& f) {
   const int64_t plane = g.oh * g.ow;
   for (int64_t at = p0; at < p1;) {
-    const int64_t n = at / plane, oy = (at - n * plane) / g.ow, x0 = at - n * plane - oy * g.ow, x1 = min64(g.ow, x0 + p1 - at);
-    stage_row_nhwc<T>(g, call, view, n, oy, x0, x1, StageTarget<Out>{to.at(at - p0, 0), to.pixel, to.panel});
-    at += x1 - x0;
+    const int64_t n = at / plane, strip = (at - n * plane) / (g.oh * order.strip), left = strip * order.strip, width = min64(order.strip, g.ow - left);
+    const int64_t rest = at - n * plane - strip * g.oh * order.strip, position = rest / width, x = rest % width, count = min64(width - x, p1 - at);
+    f(at, n * plane + order.row(position, g.oh) * g.ow + left + x, count);
+    at += count;
   }
+}
+
+// Output pixels [p0, p1) in `order`; pixel p0 goes to `to`'s pixel 0.
+template <class T, class Out>
+void stage_pixels_nhwc(const ConvGeometry& g, const StageCall& call, const MapView& view, PixelOrder order, int64_t p0, int64_t p1, StageTarget<Out> to) {
+  const int64_t plane = g.oh * g.ow;
+  for_each_row_part(g, order, p0, p1, [&](int64_t at, int64_t pixel, int64_t count) {
+    const int64_t n = pixel / plane, oy = pixel % plane / g.ow, x0 = pixel % g.ow;
+    stage_row_nhwc<T>(g, call, view, n, oy, x0, x0 + count, StageTarget<Out>{to.at(at - p0, 0), to.pixel, to.panel});
+  });
 }
 
 }  // namespace fastconv::FASTCONV_ISA
