@@ -17,7 +17,8 @@ from . import backends, functional, nn, reference  # noqa: E402  (they may only 
 from ._C import build_info  # noqa: E402
 from .dense import shift_and_stitch, tiled, to_dense  # noqa: E402
 from .fragments import Fragments  # noqa: E402
+from .fusion import fuse  # noqa: E402
 
 __version__ = build_info()["version"]
 
-__all__ = ["Fragments", "backends", "functional", "nn", "reference", "shift_and_stitch", "tiled", "to_dense"]
+__all__ = ["Fragments", "backends", "functional", "fuse", "nn", "reference", "shift_and_stitch", "tiled", "to_dense"]

@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "env": "versions, instruction set, devices, libraries: what a bug report needs",
     "explain": "which kernel a layer gets, what it costs, and why not another one",
+    "fuse": "what fastconv.fuse does to a network: chains replaced and left, times before and after",
     "demo": "a trained network on real photographs, as plain PyTorch and with fastconv",
 }
 

@@ -12,7 +12,12 @@ def folds(norm: nn.Module | None) -> bool:
     if norm is None:
         return True
     # A subclass may do more than the norm: timm's BatchNormAct2d hides an activation.
-    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and not norm.training and norm.running_mean is not None
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and is_fixed(norm)
+
+
+def is_fixed(norm: nn.Module) -> bool:
+    """Whether a batch norm of whatever class uses stored statistics just now; the frozen ones that libraries write have no other mode."""
+    return norm.running_mean is not None and not (norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm))
 
 
 def fold(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
@@ -57,12 +62,14 @@ class FoldedWeights:
             return _fold_all(pairs)
         state = [(id(source), source.data_ptr(), source._version) for source in sources]
         state += [norm.eps for _, norm in pairs if norm is not None]
-        if self._kept is None or self._kept[0] != state:
+        kept = self._kept
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():  # so that they may serve a call under autograd later
-                self._kept = state, _fold_all(pairs), sources, [source.detach() for source in sources]
+                kept = state, _fold_all(pairs), sources, [source.detach() for source in sources]
+            self._kept = kept
         # Sources and their storages (which `.data = ...` and casts of a module exchange) are kept too: while an id and an address are
-        # compared with, nothing else can take them over.
-        return self._kept[1]
+        # compared with, nothing else can take them over. Not read again from self: another thread may have put its own there.
+        return kept[1]
 
     def __getstate__(self):
         return {"_kept": None}
