@@ -134,7 +134,10 @@ class Mixed(nn.Module):
 
 def mbconv(c, act=nn.ReLU6, se=None, k=3, s=1, add=operator.add, drop=False):
     m = 3 * c
-    layers = [nn.Sequential(pw(c, m), nn.BatchNorm2d(m), act(inplace=True)), nn.Sequential(dw(m, k, s), nn.BatchNorm2d(m), act(inplace=True))]
+    layers = [
+        nn.Sequential(pw(c, m), nn.BatchNorm2d(m), act(inplace=True)),
+        nn.Sequential(dw(m, k, s), nn.BatchNorm2d(m), act(inplace=True)),
+    ]
     layers += [se(m)] if se else []
     layers += [pw(m, c), nn.BatchNorm2d(c)] + ([DropPath()] if drop else [])
     return Chain(*layers, add=add if s == 1 else None)

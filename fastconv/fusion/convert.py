@@ -232,6 +232,8 @@ def _rows(model: nn.Module, drafts: list[_Draft], plans: list[Plan], names: dict
 def _why_left(model: nn.Module, conv: nn.Conv2d, name: str) -> str:
     if is_watched(conv):
         return "watched by hooks, which would no longer run"
+    if nn.utils.parametrize.is_parametrized(conv):
+        return "parametrized: its weight is computed anew in every call"
     if not N.is_conv(conv):
         kind = f"padding_mode={conv.padding_mode!r}" if conv.padding_mode != "zeros" else f"{type(conv).__name__} computes something else"
         return f"{kind}, which no operator here does"

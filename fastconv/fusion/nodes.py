@@ -115,7 +115,7 @@ def is_fixed(module: nn.Module | None) -> bool:
 
 def is_conv(module: nn.Module | None) -> bool:
     """A convolution that computes what nn.Conv2d does, or timm's with TensorFlow's padding."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
+    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or nn.utils.parametrize.is_parametrized(module):
         return False
     kind = type(module)
     plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward

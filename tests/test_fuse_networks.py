@@ -1,0 +1,100 @@
+"""fuse on networks that people use, by name: every pair found, results within rounding. Needs timm, torchvision, segmentation_models_pytorch
+(install with --no-deps), each where it is installed."""
+
+import copy
+
+import pytest
+import torch
+from helpers import assert_no_further, relative_error
+from torch import nn
+from trained import randomise_norms
+
+import fastconv
+from fastconv.cli.fuse import import_library
+
+
+def library(name):
+    try:
+        return import_library(name)
+    except ImportError as missing:
+        pytest.skip(f"{name} is not installed ({missing})")
+
+
+def build(name):
+    torch.manual_seed(0)
+    source, _, rest = name.partition(":")
+    model, _, stride = rest.partition("@")
+    if source == "torchvision":
+        made = library("torchvision").models.get_model(model)
+    elif source == "timm":
+        made = library("timm").create_model(model, num_classes=20, **({"output_stride": int(stride)} if stride else {}))
+    else:
+        library("timm")
+        made = library("segmentation_models_pytorch").DeepLabV3Plus(model, encoder_weights=None)
+    return randomise_norms(made).eval()
+
+
+# Pairs as the papers' tables count them (for MobileNetV3 and MixNet those with squeeze-and-excitation too), depthwise convolutions alone.
+NETWORKS = {
+    "torchvision:mobilenet_v2": (17, 0),
+    "torchvision:mobilenet_v3_small": (11, 9),
+    "torchvision:mobilenet_v3_large": (15, 8),
+    "torchvision:mnasnet0_5": (17, 0),
+    "torchvision:shufflenet_v2_x0_5": (19, 0),
+    "timm:mobilenetv2_050": (17, 0),
+    "timm:efficientnet_lite0": (16, 0),
+    "timm:tf_efficientnet_lite0": (16, 0),
+    "timm:xception65@16": (63, 0),
+    "timm:xception65@8": (63, 0),
+    "timm:convnext_atto": (0, 12),
+    "timm:mixnet_s": (3, 42),
+    "smp:mobilenet_v2": (22, 0),
+}
+
+
+def pairs_by_calls(model, x):
+    """Depthwise convolutions whose next convolution, but for those of a pooled map, is a pointwise one of as many channels, by running it."""
+    calls, handles = [], []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(lambda m, args, _: calls.append((m, args[0].shape[2] > 1))))
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    convs = [module for module, large in calls if large]
+    return sum(
+        a.groups == a.in_channels > 1 and b.groups == 1 and b.kernel_size == (1, 1) and b.in_channels == a.out_channels
+        for a, b in zip(convs, convs[1:], strict=False)
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_named_networks(name, monkeypatch):
+    size = 65 if "xception" in name else 64
+    model = build(name)
+    x = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    if name.startswith("smp"):
+        x = torch.randn(1, 3, 64, 64)
+    fused, report = fastconv.fuse(model)
+    pairs, alone = NETWORKS[name]
+    assert len(report.pairs) == pairs and not report.left, report
+    assert sum(row.kind == "depthwise" for row in report.rows) == alone
+    if "mixnet" not in name and "xception" not in name:
+        # MixNet's kernels side by side, Xception's shortcuts between halves of other pairs: not in the order of calls.
+        assert pairs == pairs_by_calls(model, torch.randn(1, 3, 96, 96))
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) <= 1e-5
+    assert list(fused.state_dict()) == list(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5", "smp:mobilenet_v2"]
+)
+def test_no_further_from_float64_in_bfloat16(name):
+    model = build(name).bfloat16()
+    fused, _ = fastconv.fuse(model)
+    x = torch.randn(2, 3, 64, 64).bfloat16()
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        assert_no_further(fused(x), model(x), exact, name)
