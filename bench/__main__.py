@@ -1,5 +1,6 @@
 """python -m bench [--quick | --full] [--only REGEX] [--device cpu|cuda] [--threads N] [--out DIR]
 python -m bench report RESULT.json | compare A.json B.json | readme [RESULT.json] | list | tune
+python -m bench [--quick | --full] [--only REGEX] dense [DENSE.json]
 """
 
 import argparse
@@ -19,6 +20,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="instead of measuring")
     commands.add_parser("list", help="print the ids of the chosen cases")
     commands.add_parser("tune", help="measure candidate tiles on the GPU that is here, and write fastconv/tuning/DEVICE.json (or --out)")
+    dense = commands.add_parser("dense", help="measure whole networks at every position: shifted runs, fragments, dilated, and what to_dense chooses")
+    dense.add_argument("result", type=Path, nargs="?", help="a dense.json to print, write and draw again from, instead of measuring")
     again = commands.add_parser("report", help="print, write and draw again from a result")
     again.add_argument("result", type=Path)
     two = commands.add_parser("compare", help="what moved between two results")
@@ -56,6 +59,10 @@ def main() -> None:
         return tune(arguments.tier, arguments.only, arguments.out)
     from . import machine, report, run
 
+    if arguments.command == "dense" and arguments.result:
+        from . import dense_report
+
+        return dense_report.publish(report.load(arguments.result), arguments.result.parent)
     if arguments.command == "report":
         return run.publish(report.load(arguments.result), arguments.result.parent)
     import torch
@@ -63,6 +70,10 @@ def main() -> None:
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.command == "list":
         return print("\n".join(case.id for case in run.select(device, arguments.tier, arguments.only)))
+    if arguments.command == "dense":
+        from . import dense
+
+        return dense.run(device, arguments.tier, arguments.threads or machine.usable_cpus(), arguments.out, arguments.only)
     run.run(device, arguments.tier, arguments.only, arguments.threads or machine.usable_cpus(), arguments.out)
 
 
