@@ -170,7 +170,9 @@ class _Model:
         )
         positions = result / (layer.pointwise or layer.out)
         moved = (self.elements[source] + result * (2 if chain and chain.residual else 1)) * self.itemsize
-        passes = 0 if chain is None or layer.pointwise else 2 * (bool(chain.residual) + (chain.activation != "identity" and not layer.depthwise))
+        passes = 0
+        if chain is not None and not layer.pointwise:
+            passes = 2 * (bool(chain.residual) + (chain.activation != "identity" and not layer.depthwise))
         over = passes * result * self.itemsize
         dilated = positions * seconds_per_position(spread, self.kind) + self.traffic(over)
         dilated += max(0.0, self.traffic(moved) - moved / self.machine.cached) + self.allocation(result)
@@ -279,7 +281,7 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(model, x: Tensor, rounds: int = 3) -> float:
+def measure(model, x: Tensor, rounds: int = 2) -> float:
     """Seconds for a run of `model`, the quickest of a few."""
     with torch.inference_mode():
         return _seconds(lambda: model(x), x.device.type, rounds)

@@ -30,7 +30,12 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": lambda x: F.hardswish(x, inplace=True),
 }
 _MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
-_FUNCTIONS = {F.relu: "relu", F.relu_: "relu", torch.relu: "relu", torch.relu_: "relu", F.relu6: "relu6", F.silu: "silu", F.hardswish: "hardswish"}
+_FUNCTIONS = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
+    F.relu6: "relu6",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+}
 _METHODS = {"relu": "relu", "relu_": "relu"}
 _SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -200,7 +205,8 @@ class Fused(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        return self.activation if self.depthwise_activation is None else f"depthwise {self.depthwise_activation}, pointwise {self.activation}"
+        first = "" if self.depthwise_activation is None else f"depthwise {self.depthwise_activation}, pointwise "
+        return first + self.activation
 
 
 def _layer(x, conv: nn.Conv2d, run: Callable):

@@ -41,7 +41,8 @@ class Plan:
         for node, c in self.costs.items():
             chosen = "fragments" if self.layout[node] != ONE else "dilated"
             lines.append(
-                f"{c.name:{width}s}  {c.kind:11s} {c.flops / 1e9:8.3f} {c.bytes / 1e6:8.2f} {1e3 * c.dilated:8.2f} {1e3 * c.fragments:9.2f}  {chosen}"
+                f"{c.name:{width}s}  {c.kind:11s} {c.flops / 1e9:8.3f} {c.bytes / 1e6:8.2f} "
+                f"{1e3 * c.dilated:8.2f} {1e3 * c.fragments:9.2f}  {chosen}"
             )
         for title, times in (("predicted", self.predicted), ("measured", self.measured)):
             if times:
@@ -107,7 +108,7 @@ def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, kind: co
     shown = dict.fromkeys([ranked[0], "dilated", "fragments"])
     measured = {}
     if build is not None:
-        shown = dict.fromkeys([*ranked[:3], "dilated", "fragments"])
+        shown = dict.fromkeys([*ranked[:2], "dilated", "fragments"])
         measured = {name: cost.measure(build(candidates[name][1]), example) for name in shown}
     choice = min(measured, key=measured.get) if measured else ranked[0]
     predicted = {name: candidates[name][0] for name in shown}
