@@ -2,6 +2,9 @@
 
 The photographs are the ones that scikit-image ships; the weights are the published ImageNet ones. For each photograph the five best
 classes of both executions are printed, then the largest difference of any class score, and, once these agree, the times.
+
+Then the same network is made dense (`fastconv.dense.to_dense`): a class at every eighth pixel and at every pixel, and the box of the best
+class, in a second picture.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from . import dense_maps
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 PLAIN, FOLDED, FUSED = "PyTorch", "PyTorch, norms folded", "fastconv"
@@ -48,6 +53,7 @@ class Contender:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", type=Path, help="your own photographs instead of scikit-image's")
     parser.add_argument("--out", type=Path, default=Path("fastconv-demo.png"), help="where the picture goes (default: %(default)s)")
+    parser.add_argument("--dense", type=int, default=4, help="how many photographs get dense class maps (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15, help="how long to measure times (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
@@ -203,10 +209,29 @@ def run(options: argparse.Namespace) -> int:
         print(f"{best[FUSED].name}: {best[FUSED].median / best[way].median:.2f} of the time of {best[way].name}")
 
     caption = f"MobileNetV2 with fastconv's fused kernels: same top five as plain PyTorch, scores within {largest:.0e}"
+    located = dense(paths[: options.dense], options.device, names) if options.dense > 0 else []
     try:
         picture(options.out, photos, probabilities, names, caption)
+        print(f"picture: {options.out}")
+        if located:
+            path = options.out.with_stem(options.out.stem + "-dense")
+            dense_maps.draw(path, located, names, "The same weights, a class at every pixel: MobileNetV2 through fastconv.dense.to_dense")
+            print(f"picture: {path}")
     except ImportError:
         print(f"no picture: drawing it needs matplotlib ({PACKAGES})", file=sys.stderr)
-    else:
-        print(f"picture: {options.out}")
     return 0
+
+
+def dense(paths: list[Path], device: str, names: tuple[str, ...]) -> list[dense_maps.Located]:
+    """Class maps and boxes of the first photographs, each told in a line."""
+    from PIL import Image
+
+    from fastconv.models import load_pretrained
+
+    model = load_pretrained(backend="torch").to(device, memory_format=torch.channels_last)
+    print(f"\nthe same network at every position (strides {', '.join(map(str, dense_maps.STRIDES))} instead of 32)")
+    located = []
+    for path in paths:
+        located.append(dense_maps.locate(path.stem, dense_maps.resized(Image.open(path)), model, device))
+        print(dense_maps.describe(located[-1], names))
+    return located
