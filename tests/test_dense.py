@@ -367,7 +367,9 @@ def test_auto_prints_its_costs_and_tune_measures():
         assert "GFLOP" in text and f"chosen: {plan.choice}" in text
         assert bool(plan.measured) == tune
         times = plan.measured or plan.predicted
-        assert times[plan.choice] == min(times.values())
+        # The quickest, or the better of the two pure methods where a mixture is hardly quicker.
+        assert times[plan.choice] <= min(times["dilated"], times["fragments"])
+        assert times[plan.choice] * 0.95 < min(times.values())
     with pytest.raises(ValueError, match="tune"):
         to_dense(model, 1, "auto", tune=True)
 
@@ -412,6 +414,9 @@ def test_layers_that_run_as_one_are_the_layers():
                 model[2].dw[1].weight.mul_(1.25)
                 changed = dense(x)
             assert distance(changed, plain) > 1e-6 and distance(changed, dense(x)) < 1e-12
+    # The modules stay in the mode that they are in, whatever their container says.
+    to_dense(nn.Sequential(*model))
+    assert not any(module.training for module in model.modules())
     # With batch statistics nothing may be folded.
     dense = to_dense(model, 1, "dilated").train()
     with torch.no_grad():

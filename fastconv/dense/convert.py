@@ -136,7 +136,9 @@ def build(
         held = {calls.get(new, new): (stride, plan.elements[old]) for new, (old, stride) in rewriter.fragments.items()}
         cuts = find_cuts(graph, held)
     dense = DenseModel(holder, graph, cuts=cuts, chunk_bytes=plan.chunk_bytes if chunk_bytes == "auto" else chunk_bytes)
-    return dense.train(model.training)
+    # Not train(): that would set the mode of the network's own modules, which are in it.
+    dense.training = model.training
+    return dense
 
 
 def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, head: list[str], least: Pair, example: Tensor | None) -> None:

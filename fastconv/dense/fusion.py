@@ -148,7 +148,7 @@ def apply(graph: fx.Graph, holder: nn.Module, chains: list[Chain]) -> dict[fx.No
 class Fused(nn.Module):
     """Runs one chain on the convolutions and norms that it is called with; they stay where the network has them.
 
-    Where autograd looks on, or a norm uses batch statistics, the layers run one by one.
+    Where autograd looks on, or a norm uses batch statistics, the layers run one by one; so do they on subclasses of a tensor.
     """
 
     def __init__(self, activation: str, depthwise_activation: str | None = None):
@@ -157,7 +157,8 @@ class Fused(nn.Module):
         self._folded = FoldedWeights()
 
     def forward(self, x, parts: list[tuple[nn.Conv2d, nn.Module | None]], residual=None):
-        known = type(x) is Fragments or isinstance(x, Tensor)
+        # Weights folded for tensors that only have a shape would be kept for those that have numbers.
+        known = type(x.tensor if type(x) is Fragments else x) in (Tensor, nn.Parameter)
         if torch.is_grad_enabled() or not known or not all(folds(norm) for _, norm in parts):
             return self._one_by_one(x, parts, residual)
         weights, first = self._folded(*parts), parts[0][0]

@@ -15,6 +15,7 @@ from .rates import Pair, Rate
 METHODS = ("dilated", "fragments", "auto")
 ONE: Pair = (1, 1)
 NOMINAL = 224
+CLEARLY = 0.96
 
 
 @dataclass
@@ -110,7 +111,11 @@ def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, kind: co
     if build is not None:
         shown = dict.fromkeys([*ranked[:2], "dilated", "fragments"])
         measured = {name: cost.measure(build(candidates[name][1]), example) for name in shown}
-    choice = min(measured, key=measured.get) if measured else ranked[0]
+    times = measured or {name: seconds for name, (seconds, _) in candidates.items()}
+    # A mixture that is not clearly ahead may be behind: two runs of the same network differ by some percent.
+    simple = min(("dilated", "fragments"), key=times.get)
+    best = min(times, key=times.get)
+    choice = best if times[best] < CLEARLY * times[simple] else simple
     predicted = {name: candidates[name][0] for name in shown}
     return replace(candidates[choice][1], costs=costs, predicted=predicted, measured=measured, choice=choice)
 
