@@ -87,9 +87,10 @@ template <class T>
 void rows_nhwc(const DepthwiseForward& p, const DepthwisePlan& s, const float* packed, int64_t item) {
   const ConvGeometry& g = p.g;
   const int64_t begin = item * s.rows_per_item, end = min64(g.n * g.oh, begin + s.rows_per_item), channels = g.out_channels();
-  const StageCall call{packed, p.input_activation, p.activation, fetch_ahead(g, sizeof(T))};
+  const PixelOrder order = pixel_order(g, sizeof(T));
+  const StageCall call{packed, p.input_activation, p.activation, fetch_ahead(g, order, sizeof(T))};
   T* out = static_cast<T*>(p.out.data);
-  for_each_row_part(g, pixel_order(g, sizeof(T)), begin * g.ow, end * g.ow, [&](int64_t, int64_t pixel, int64_t count) {
+  for_each_row_part(g, order, begin * g.ow, end * g.ow, [&](int64_t, int64_t pixel, int64_t count) {
     const int64_t plane = g.oh * g.ow, x = pixel % g.ow;
     stage_row_nhwc<T>(g, call, p.x, pixel / plane, pixel % plane / g.ow, x, x + count, StageTarget<T>{out + pixel * channels, channels});
   });

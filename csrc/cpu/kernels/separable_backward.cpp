@@ -179,8 +179,9 @@ void tile_nhwc(const SeparableBackward& p, const SeparableBackwardPlan& s, const
   // Where the derivative can be read off m, the stage writes m to the block's buffer at once; else z1 stays in scratch, in the same panels.
   const bool in_place = p.dpointwise && (f.depthwise_activation == Activation::identity || derivative_from_output(f.depthwise_activation));
   const StageTarget<float> target{in_place ? middle : static_cast<float*>(scratch), kPanel, (in_place ? block_pixels : s.tile_pixels) * kPanel};
-  const StageCall call{w.depthwise, f.input_activation, in_place ? f.depthwise_activation : Activation::identity, fetch_ahead(g, sizeof(T))};
-  if (p.dz1.data || p.dpointwise) stage_pixels_nhwc<T>(g, call, f.x, PixelOrder{1, g.ow}, p0, p1, target);
+  const PixelOrder order{1, g.ow};
+  const StageCall call{w.depthwise, f.input_activation, in_place ? f.depthwise_activation : Activation::identity, fetch_ahead(g, order, sizeof(T))};
+  if (p.dz1.data || p.dpointwise) stage_pixels_nhwc<T>(g, call, f.x, order, p0, p1, target);
   float* g2 = memory.grads + slot * s.tile_pixels * s.row_stride;
   const T *grad = static_cast<const T*>(p.grad.data), *z2 = static_cast<const T*>(p.pointwise_z.data);
   T* dresidual = static_cast<T*>(p.dresidual.data);

@@ -76,9 +76,6 @@ struct StageCall {
   int64_t ahead;
 };
 
-// Input rows ahead of the ones in use worth fetching: none while the whole input stays in cache anyway.
-inline int64_t fetch_ahead(const ConvGeometry& g, int64_t element_size) { return g.c * g.h * g.w * element_size > (1 << 20) ? (g.kh - 1) * g.dh + g.sh : 0; }
-
 // K horizontal taps of eight pixels where the distance of two taps is Q pixels: every input pixel is loaded and converted once for all of them.
 template <int K, int Q, Read R, class T>
 FASTCONV_INLINE void shared_taps(const T* x, int64_t step, const float* weight, int64_t pitch, int64_t c, int n, const ConvGeometry& g, vf (&acc)[8]) {
@@ -234,6 +231,12 @@ inline PixelOrder pixel_order(const ConvGeometry& g, int64_t element_size) {
   // Columns that two strips share are read twice.
   if (!far || most < min64(g.ow, max64(32, 2 * halo))) return {1, g.ow};
   return {g.dh, ceil_div(g.ow, ceil_div(g.ow, most))};
+}
+
+// Input rows ahead of the first one in use worth fetching, those of the next output row: none while the whole input stays in cache anyway.
+inline int64_t fetch_ahead(const ConvGeometry& g, PixelOrder order, int64_t element_size) {
+  if (g.c * g.h * g.w * element_size <= (1 << 20)) return 0;
+  return (g.kh - 1) * g.dh + (order.classes > 1 ? g.dh : g.sh);
 }
 
 // f(position, pixel, count): pixels of the tile [p0, p1), counted in `order`, that lie side by side in one row of one image; `pixel` counts through rows
