@@ -252,6 +252,10 @@ class PlaneTile {
     return tile_taps_bytes(ceil_div(pixels, kGroupPixels), g.taps()) + 4 * PlaneStage::floats(g, source, pixels);
   }
 
+  // Planes that are read in place and come from memory: fetch what the lowest tap will meet four kilobytes later.
+  void fetch_ahead() {
+    if (stage_.source == PlaneSource::in_place) ahead_ = ((g_.kh - 1) * g_.dh - g_.pt) * g_.w + 1024;
+  }
   // The input plane that the channels to come read.
   void bind(const T* x, int64_t row_stride) {
     if (stage_.source == PlaneSource::in_place) {
@@ -279,13 +283,17 @@ class PlaneTile {
  private:
   template <Read R, class Sink>
   FASTCONV_INLINE void groups(const float* weight, float bias, Activation activation, Sink&& sink) const {
-    for (int64_t group = 0; group < groups_.count; ++group)
+    for (int64_t group = 0; group < groups_.count; ++group) {
+      if (ahead_ != 0)
+#pragma GCC unroll 4
+        for (int v = 0; v < kGroup; ++v) prefetch_l2(from_ + groups_.begin(group) * L + v * L + ahead_);
       with_group_size(groups_.size(group), [&](auto size) __attribute__((always_inline)) {
         vf acc[size.value];
         stage_group<R>(from_ + groups_.begin(group) * L, taps_.taps + group * g_.taps(), taps_.count[group], weight, bias, acc);
         activate_all(acc, activation);
         sink(group, acc);
       });
+    }
   }
 
   const ConvGeometry& g_;
@@ -296,6 +304,7 @@ class PlaneTile {
   const TileTaps taps_;
   float* const copy_;
   const float* from_ = nullptr;
+  int64_t ahead_ = 0;
 };
 
 }  // namespace fastconv::FASTCONV_ISA
