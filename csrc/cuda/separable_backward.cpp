@@ -54,7 +54,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
     z2 = derivative_from_output(act.pointwise) && output ? to_dense(*output, layout) : pre_activation(p.f, input, size, scope);
   if (output_mask[5]) {
     // The gradient before the activation is wanted itself: everything else starts from it.
-    dresidual = act.pointwise == Activation::identity ? torch::stable::clone(grad) : to_dense(library::activate_backward(grad, z2, act.pointwise), layout);
+    dresidual = empty_map(input, size, layout);
+    launch_activation_gate(
+        grad.const_data_ptr(), act.pointwise == Activation::identity ? grad.const_data_ptr() : z2.const_data_ptr(), dresidual.mutable_data_ptr(), grad.numel(),
+        p.f.dtype, act.pointwise, scope.device, scope.stream);
     grad = dresidual;
     p.f.pointwise_activation = Activation::identity;
   } else if (act.pointwise != Activation::identity) {
@@ -77,14 +80,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
     scope.check();
   }
 
-  std::tuple<Tensor, Tensor, Tensor> depthwise{none, none, none};
-  if (inner)
-    depthwise = library::depthwise_backward(
-        dz1, library::activate(x, act.input), depthwise_weight, depthwise_bias, std::nullopt, conv, Activation::identity,
-        {output_mask[0], output_mask[1], output_mask[3]});
-  Tensor dx = std::get<0>(depthwise);
-  if (output_mask[0]) dx = to_dense(library::activate_backward(dx, x, act.input), layout);
-  return {dx, std::get<1>(depthwise), dpw, std::get<2>(depthwise), dpb, dresidual};
+  Tensor dx = output_mask[0] ? empty_map(input, {g.n, g.c, g.h, g.w}, layout) : none;
+  const bool sums = output_mask[1] || output_mask[3];
+  Tensor ddw = output_mask[1] ? empty_dense(input, sizes_of(depthwise_weight), input.scalar_type()) : none;
+  Tensor ddb = output_mask[3] ? empty_dense(input, {g.out_channels()}, input.scalar_type()) : none;
+  if (inner) {
+    DepthwiseBackward d{g, p.f.dtype, layout, act.input, view(x, layout), view(dz1, layout), dw.const_data_ptr(), {}, nullptr, nullptr};
+    if (output_mask[0]) d.dx = mutable_view(dx, layout);
+    const DepthwiseBackwardPlan plan = plan_depthwise_backward(d, sums, scope.device);
+    Tensor partials = empty_dense(input, {static_cast<int64_t>(plan.partial_bytes / sizeof(float))}, ScalarType::Float);
+    launch_depthwise_backward(
+        d, {output_mask[1] ? ddw.mutable_data_ptr() : nullptr, output_mask[3] ? ddb.mutable_data_ptr() : nullptr, static_cast<float*>(partials.mutable_data_ptr())},
+        plan, scope.stream);
+    scope.check();
+  }
+  return {dx, ddw, dpw, ddb, dpb, dresidual};
 }
 
 }  // namespace
