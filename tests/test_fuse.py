@@ -412,3 +412,11 @@ def test_scaled_by_anything_but_one_image():
     assert [row.kind for row in report.rows] == ["depthwise", "scaled"]
     for x in (image(batch=1), image(batch=3), image(batch=1)[0][None]):
         assert relative_error(in_eval(fused, x), in_eval(model, x)) <= 1e-5
+
+
+def test_command_line(capsys):
+    from fastconv.__main__ import main
+
+    assert main(["fuse", "fastconv.models:MobileNetV2", "--shape", "1,3,64,64"]) == 0
+    assert "17 depthwise-pointwise pairs fused" in (said := capsys.readouterr().out) and "relative L2 distance" in said
+    assert main(["fuse", "nonsense"]) == 2 and "write timm:NAME" in capsys.readouterr().err

@@ -1,5 +1,5 @@
-"""fuse on networks that people use, by name: every pair found, results within rounding. Needs timm, torchvision, segmentation_models_pytorch
-(install with --no-deps), each where it is installed."""
+"""fuse on networks that people use, by name: every pair found, results within rounding. Needs timm, torchvision and
+segmentation_models_pytorch (install with --no-deps), each where it is installed."""
 
 import copy
 
@@ -53,7 +53,7 @@ NETWORKS = {
 
 
 def pairs_by_calls(model, x):
-    """Depthwise convolutions whose next convolution, but for those of a pooled map, is a pointwise one of as many channels, by running it."""
+    """By running it: depthwise convolutions whose next one, but for those on a pooled map, is pointwise, of as many channels."""
     calls, handles = [], []
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
