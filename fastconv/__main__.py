@@ -11,6 +11,7 @@ COMMANDS = {
     "env": "versions, instruction set, devices, libraries: what a bug report needs",
     "explain": "which kernel a layer gets, what it costs, and why not another one",
     "fuse": "what fastconv.fuse does to a network: chains replaced and left, times before and after",
+    "erf": "what an output of a network sees: its effective receptive field, measured and drawn",
     "demo": "a trained network on real photographs, as plain PyTorch and with fastconv",
 }
 

@@ -1,5 +1,6 @@
 """The effective receptive field: golden values of linear stacks, each convention on known gradients, growth, gridding, initialisation."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from fastconv import receptive_field as rf
+from fastconv.__main__ import main
 from fastconv.nn import DepthwiseConv2d, DepthwiseSeparableConv2d
 
 # depth: theoretical extent, pixels above 1 - 0.9545 of the centre, side of a square of as many.
@@ -220,3 +222,29 @@ def test_widening_widens_as_predicted():
         assert measured[centre] == pytest.approx(12 * rf.taps_variance((3, 3), centre)[0], rel=0.12)
         assert net(torch.randn(1, 8, 64, 64, generator=generator)).std().item() == pytest.approx(1, rel=0.5)
     assert measured[0.0] > 1.2 * measured[1.0]
+
+
+@pytest.mark.parametrize("convention", rf.CONVENTIONS)
+def test_command(convention, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    out = tmp_path / "folder" / "erf.png"
+    command = ["erf", "--model", "drn_a_18", "--layer", "layer1", "--size", "65", "--images", "2", "--json", "--out", str(out)]
+    assert main([*command, "--convention", convention]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["theory"] == {"extent": [43, 43], "jump": [4, 4]} and facts["weights"] == "random" and facts["images"] == 2
+    assert ("size" in facts, "square_sides" in facts) == (convention == "luo", convention == "replknet")
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_says_what_is_wrong(capsys):
+    assert main(["erf", "--model", "drn_c_27"]) == 2
+    assert "name: got 'drn_c_27', supported are" in capsys.readouterr().err
+
+
+def test_pictures(tmp_path, linear):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from fastconv.receptive_field import plots
+
+    plots.draw_growth({"uniform": linear}, tmp_path / "growth.png")
+    plots.draw_fields({str(depth): field for depth, field in zip(linear.depths, linear.fields, strict=True)}, tmp_path / "fields.png")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("growth.png", "fields.png"))

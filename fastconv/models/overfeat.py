@@ -57,7 +57,8 @@ class OverFeat(nn.Module):
         name: "fast" or "accurate".
         num_classes: channels of the output.
         width: multiplier of every channel count, for small networks.
-        dropout: probability in front of the two last layers, in train mode.
+        dropout: probability in front of the two last layers, in train mode. A network with dropout trains with `strided`: on fragments,
+            each of which is a part of one map, dropout is refused.
 
     Raises:
         ValueError: an unknown name; an image that leaves the classifier no window.
@@ -80,10 +81,10 @@ class OverFeat(nn.Module):
         self.classifier = nn.Sequential(
             nn.Conv2d(channels, first, self.config.window),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            nn.Dropout(dropout) if dropout else nn.Identity(),
             nn.Conv2d(first, second, 1),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            nn.Dropout(dropout) if dropout else nn.Identity(),
             nn.Conv2d(second, num_classes, 1),
         )
         initialise(self)
