@@ -10,6 +10,9 @@ from chains import distance, image, random_chain, random_norm, strided_output
 from torch import nn
 
 from fastconv.dense import NotConvertible, shift_and_stitch, to_dense
+from fastconv.dense.cost import dense_sizes
+from fastconv.dense.rates import rates, total_stride
+from fastconv.spatial import read
 
 CHAINS = 1000
 
@@ -372,6 +375,23 @@ def test_auto_prints_its_costs_and_tune_measures():
         assert times[plan.choice] * 0.95 < min(times.values())
     with pytest.raises(ValueError, match="tune"):
         to_dense(model, 1, "auto", tune=True)
+
+
+def test_the_cost_model_knows_the_sizes_of_dense_maps():
+    rng, checked = random.Random(9), 0
+    torch.manual_seed(9)
+    while checked < 20:
+        chain, x = random_chain(rng, 2, rng.randint(2, 5), 8), image(rng, 2)
+        if strided_output(chain, x) is None:
+            continue
+        network = read(chain)
+        for stride in ((1, 1), (2, 1)):
+            if any(t % s for t, s in zip(total_stride(network), stride, strict=True)):
+                continue
+            spans = dense_sizes(network, rates(network, stride), tuple(x.shape[2:]))
+            with torch.no_grad():
+                assert spans[network.output_maps()[0]] == to_dense(chain, stride, verify=False)(x).shape[2:]
+        checked += 1
 
 
 def test_layers_that_run_as_one_are_the_layers():

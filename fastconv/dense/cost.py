@@ -115,12 +115,35 @@ def dense_elements(shape: tuple[int, ...], rate: Rate, axes: Pair) -> float:
     return count
 
 
+def dense_sizes(network: Network, rate: dict[fx.Node, Rate], size: Pair) -> dict[fx.Node, Pair]:
+    """Rows and columns of the dense maps: a window without padding leaves fewer than the fragments' tails fill up."""
+    out: dict[fx.Node, Pair] = {}
+    for node, step in network.steps.items():
+        if step.role == "input":
+            out[node] = size
+            continue
+        if not isinstance(network.values[node], Map):
+            continue
+        source = tuple(min(out[s][axis] for s in step.sources) for axis in (0, 1))
+        before, window = rate[step.sources[0]], step.window
+        if window is not None:
+            kept = [after // was for after, was in zip(rate[node].kept, before.kept, strict=True)]
+            strided = [-(-source[axis] // before.ratio[axis]) for axis in (0, 1)]
+            window = window.resolved(strided) if window.same else window
+            source = tuple(-(-window.dense_length(source[axis], axis, before.ratio[axis]) // kept[axis]) for axis in (0, 1))
+        out[node] = source
+    return out
+
+
 def predict(network: Network, rate: dict[fx.Node, Rate], sizes: dict, kind: Kind, cache: float) -> dict[fx.Node, Cost]:
     """Costs of every step that works on a changed map; layers that run as one are one step, under the last one's node."""
     elements = {n: dense_elements(sizes[n], rate[n], network.values[n].axes) for n in sizes}
     chains = {c.last: c for c in fusion.find(network.graph_module.graph, network.graph_module.get_submodule)}
     inner = {n for c in chains.values() for part in (c, c.depthwise) if part for n in part.nodes if n is not c.last}
-    model = _Model(network, rate, sizes, elements, machine(kind), kind, cache)
+    image = sizes[network.input]
+    spans = dense_sizes(network, rate, image[2:])
+    dense = {n: elements[n] * _share(spans[n], sizes[n], rate[n], network.values[n].axes) for n in elements}
+    model = _Model(network, rate, sizes, elements, dense, spans, machine(kind), kind, cache)
     out: dict[fx.Node, Cost] = {}
     for node, step in network.steps.items():
         if node in elements and step.role != "input" and node not in inner and not rate[node].untouched:
@@ -128,59 +151,69 @@ def predict(network: Network, rate: dict[fx.Node, Rate], sizes: dict, kind: Kind
     return out
 
 
+def _share(span: Pair, shape: tuple[int, ...], rate: Rate, axes: Pair) -> float:
+    """Of what the fragments hold, tails included, the part that is the dense map."""
+    rows, columns = (shape[axis] * ratio for axis, ratio in zip(axes, rate.ratio, strict=True))
+    return span[0] * span[1] / (rows * columns)
+
+
 @dataclass
 class _Model:
+    """elements: of every map as fragments, tails included; dense: without; spans: rows and columns of the dense maps."""
+
     network: Network
     rate: dict
     sizes: dict
     elements: dict
+    dense: dict
+    spans: dict
     machine: Machine
     kind: Kind
     cache: float
 
     def step(self, step: Step) -> Cost:
         if step.window is not None and step.window.kind == "conv":
-            return self.convolution(step, self.elements[step.node], None, None)
-        maps = [self.elements[s] for s in set(step.sources)] + [self.elements[step.node]]
-        moved, flops, kind = sum(maps) * self.itemsize, maps[-1], "elementwise"
+            return self.convolution(step, step.node, None, None)
+        held, moved = (self.moved([*set(step.sources), step.node], of) for of in (self.elements, self.dense))
+        flops, kind = self.dense[step.node], "elementwise"
         if step.window is not None and step.window.kind != "pad":
             kind, flops = f"{step.window.kind} pool", flops * step.window.kernel[0] * step.window.kernel[1]
-        dilated = self.traffic(moved) + self.allocation(maps[-1]) + self.machine.call
-        return Cost(step.name, kind, flops, moved, dilated, moved / self.machine.cached + self.calls(moved))
+        dilated = self.traffic(moved) + self.allocation(self.dense[step.node]) + self.machine.call
+        return Cost(step.name, kind, flops, moved, dilated, held / self.machine.cached + self.calls(held))
+
+    def moved(self, nodes: list[fx.Node], of: dict) -> float:
+        return sum(of[n] for n in nodes) * self.itemsize
 
     def chain(self, chain: fusion.Chain) -> Cost:
         front = chain.depthwise or chain
-        step = self.network.steps[front.conv]
-        return self.convolution(step, self.elements[chain.last], chain, chain.conv if chain.depthwise else None)
+        return self.convolution(self.network.steps[front.conv], chain.last, chain, chain.conv if chain.depthwise else None)
 
-    def convolution(self, step: Step, result: float, chain: fusion.Chain | None, pointwise: fx.Node | None) -> Cost:
+    def convolution(self, step: Step, last: fx.Node, chain: fusion.Chain | None, pointwise: fx.Node | None) -> Cost:
         """A convolution at every position: on the dense map, and on its fragments with their dealing out behind."""
         source, window = step.sources[0], step.window
-        batch, channels, *fragment = self.sizes[source]
+        _, channels, *fragment = self.sizes[source]
         ratio = self.rate[source].ratio
         weight = _weight_shape(self.network, step.node)
         layer = Convolution(
             channels, weight[0], window.kernel, window.dilation, channels // weight[1], tuple(fragment),
             _weight_shape(self.network, pointwise)[0] if pointwise is not None else None,
         )  # fmt: skip
-        spread = replace(
-            layer,
-            dilation=(window.dilation[0] * ratio[0], window.dilation[1] * ratio[1]),
-            size=(fragment[0] * ratio[0], fragment[1] * ratio[1]),
-        )
-        positions = result / (layer.pointwise or layer.out)
-        moved = (self.elements[source] + result * (2 if chain and chain.residual else 1)) * self.itemsize
+        spread = replace(layer, dilation=(window.dilation[0] * ratio[0], window.dilation[1] * ratio[1]), size=self.spans[source])
+        maps = [source, last, *([last] if chain and chain.residual else [])]
+        held, moved = (self.moved(maps, of) for of in (self.elements, self.dense))
         passes = 0
         if chain is not None and not layer.pointwise:
             passes = 2 * (bool(chain.residual) + (chain.activation != "identity" and not layer.depthwise))
-        over = passes * result * self.itemsize
-        dilated = positions * seconds_per_position(spread, self.kind) + self.traffic(over)
-        dilated += max(0.0, self.traffic(moved) - moved / self.machine.cached) + self.allocation(result)
-        fragments = positions * seconds_per_position(layer, self.kind, fragments=True) + over / self.machine.cached
-        if window.stride != (1, 1):
-            fragments += 2 * result * self.itemsize / self.machine.cached
+        each = layer.pointwise or layer.out
+        dilated = self.dense[last] / each * seconds_per_position(spread, self.kind)
+        dilated += self.traffic(passes * self.dense[last] * self.itemsize) + self.allocation(self.dense[last])
+        dilated += max(0.0, self.traffic(moved) - moved / self.machine.cached)
+        fragments = self.elements[last] / each * seconds_per_position(layer, self.kind, fragments=True)
+        dealt = 2 if window.stride != (1, 1) else 0
+        fragments += (passes + dealt) * self.elements[last] * self.itemsize / self.machine.cached
         kind = "separable" if layer.pointwise else "depthwise" if layer.depthwise else "1x1" if layer.kernel == (1, 1) else "conv"
-        return Cost(step.name, kind, positions * layer.flops(), moved, dilated + self.machine.call, fragments + self.calls(moved))
+        flops = self.dense[last] / each * layer.flops()
+        return Cost(step.name, kind, flops, moved, dilated + self.machine.call, fragments + self.calls(held))
 
     @property
     def itemsize(self) -> int:
