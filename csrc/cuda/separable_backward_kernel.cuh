@@ -197,7 +197,8 @@ struct DzBlock {
         FASTCONV_NO_UNROLL
         for (int r = 0; r < 16; r += 8) {
           float d[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
-          if (derive) derivative_at(tile_row, channel + r, d);
+          // Nothing was produced for lanes without a pixel, nor for units beyond the last channel.
+          if (derive && to[p] >= 0 && first + channel + r < at.last_o) derivative_at(tile_row, channel + r, d);
           FASTCONV_UNROLL
           for (int i = 0; i < 8; ++i) {
             const int c = first + channel + r + i;
