@@ -19,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from . import nodes as N
 from .layers import LAYERS, Fused
 from .patterns import Match
-from .tracing import Region, is_watched
+from .tracing import HOOKS, Region
 
 PLANS = {True: "_fastconv_train", False: "_fastconv_eval"}
 _GLOBAL_HOOKS = (
@@ -101,13 +101,30 @@ class Plan:
         self.inactive = tuple(m for m in skipped if m is not None and N.is_dropout(m))
 
     def settle(self) -> None:
-        """Remembers the classes as they are once every module is fused."""
-        self.classes = tuple(type(m) for m in self.silent)
+        """Remembers what every call compares: once every module is fused, and again in a copy."""
+        self.classes = [type(module) for module in self.silent]
+        self.states = [module.__dict__ for module in self.silent]
+        self.hooks = [state[name] for state in self.states for name in HOOKS]
+        self.children = [(parent._modules, name, child) for parent, name, child in self.links]
 
     def holds(self, block: nn.Module, args: tuple) -> bool:
         if block is not self.block or len(args) != self.inputs or any(isinstance(arg, fx.Proxy) for arg in args):
             return False
-        return not any(_GLOBAL_HOOKS) and _structure_holds(self)
+        if self.classes is None:
+            self.settle()
+        return not any(_GLOBAL_HOOKS) and self._structure_holds()
+
+    def _structure_holds(self) -> bool:
+        # In every call and over every module inside: hence the loops that Python runs without a frame each.
+        if any(self.hooks) or list(map(type, self.silent)) != self.classes or any("forward" in state for state in self.states):
+            return False
+        for children, name, child in self.children:
+            if children.get(name) is not child:
+                return False
+        for module in self.modes:
+            if module.training is not self.training:
+                return False
+        return not any(module.training for module in self.inactive)
 
     def run(self, block: nn.Module, *args):
         if self._function is None:
@@ -121,27 +138,14 @@ class Plan:
     def __getstate__(self):
         named = {k: v.__name__ if isinstance(v, types.ModuleType) else v for k, v in self.globals.items()}
         modules = [k for k, v in self.globals.items() if isinstance(v, types.ModuleType)]
-        # The classes that modules have here are made at run time, and no pickle finds them by name: settle() looks again.
-        return {**self.__dict__, "globals": named, "_modules_of_globals": modules, "_function": None, "classes": ()}
+        # A copy looks for itself, when all of it is there. (No pickle finds the classes that are made here by name, either.)
+        derived = {"classes": None, "states": None, "hooks": None, "children": None, "_function": None}
+        return {**self.__dict__, "globals": named, "_modules_of_globals": modules, **derived}
 
     def __setstate__(self, state):
         names = state.pop("_modules_of_globals")
         self.__dict__.update(state)
         self.globals = {k: importlib.import_module(v) if k in names else v for k, v in state["globals"].items()}
-        self.settle()
-
-
-def _structure_holds(plan: Plan) -> bool:
-    for parent, name, child in plan.links:
-        if parent._modules.get(name) is not child:
-            return False
-    for module, kind in zip(plan.silent, plan.classes, strict=True):
-        if type(module) is not kind or is_watched(module):
-            return False
-    for module in plan.modes:
-        if module.training is not plan.training:
-            return False
-    return not any(module.training for module in plan.inactive)
 
 
 def _all_frames(node: fx.Node) -> list[str]:
