@@ -34,7 +34,7 @@ def test_both_networks_take_the_same_steps(tmp_path):
     for _ in range(2):
         image, label = data.batch(2)
         for trainee in trainees:
-            trainee.step(image.double(), label)
+            trainee.step(image.double(), label, 0.5)
     assert trainees[0].losses == pytest.approx(trainees[1].losses, rel=1e-9)
     states = [trainee.model.state_dict() for trainee in trainees]
     for name, value in states[0].items():

@@ -27,6 +27,12 @@ def initialise(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def initialise_classifier(conv: nn.Conv2d) -> None:
+    """Small, so that training starts from even probabilities whatever the number of classes."""
+    nn.init.normal_(conv.weight, 0, 0.01)
+    nn.init.zeros_(conv.bias)
+
+
 def round_channels(channels: float, divisor: int = 8) -> int:
     """The nearest multiple of `divisor` that loses no more than a tenth of the channels."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)

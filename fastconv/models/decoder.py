@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastconv.nn import DepthwiseSeparableConv2d
 
-from .blocks import initialise
+from .blocks import initialise, initialise_classifier
 from .deeplab import resize
 
 MERGES = ("concatenate", "add")
@@ -95,7 +95,7 @@ class Segmenter(nn.Module):
         self.encoder = encoder
         self.decoder = Decoder(encoder.taps, channels, merge)
         self.classifier = nn.Conv2d(self.decoder.channels, num_classes, 1)
-        initialise(self.classifier)
+        initialise_classifier(self.classifier)
 
     def forward(self, input: Tensor) -> Tensor:
         return resize(self.classifier(self.decoder(self.encoder.pyramid(input))), input)

@@ -11,7 +11,7 @@ from torch._prims_common import suggest_memory_format
 
 from fastconv.nn import DepthwiseSeparableConv2d
 
-from .blocks import initialise
+from .blocks import initialise, initialise_classifier
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ class DeepLabV3Plus(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(config.channels, num_classes, 1)
-        for part in (self.aspp, self.low, self.decoder, self.classifier):
+        for part in (self.aspp, self.low, self.decoder):
             initialise(part)
+        initialise_classifier(self.classifier)
 
     def forward(self, input: Tensor) -> Tensor:
         maps = self.encoder.pyramid(input)

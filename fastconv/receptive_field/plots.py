@@ -93,7 +93,7 @@ def draw_fields(fields: dict[str, EffectiveField], path: Path | str, columns: in
 
 def draw_growth(grown: dict[str, Growth], path: Path | str) -> None:
     """Effective size, and its share of the theoretical extent, over depth; each line's slope in the legend."""
-    figure = _figure(10.4, 4.4)
+    figure = _figure(10.4, 5.6)
     left, right = figure.subplots(1, 2)
     for (name, growth), color in zip(grown.items(), COLORS, strict=False):
         dashes = "-" if name == "uniform" else "--"
@@ -122,4 +122,6 @@ def _log_axes(axes, depths: Sequence[int], label: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7.5, title="slope in log-log", title_fontsize=7.5)
+    # Under the axes: the lines leave no corner free.
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 2}
+    axes.legend(frameon=False, fontsize=7.5, title="slope in log-log", title_fontsize=7.5, **place)
