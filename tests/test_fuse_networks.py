@@ -80,8 +80,9 @@ def test_named_networks(name, monkeypatch):
     pairs, alone = NETWORKS[name]
     assert len(report.pairs) == pairs and not report.left, report
     assert sum(row.kind == "depthwise" for row in report.rows) == alone
-    if "mixnet" not in name and "xception" not in name:
-        # MixNet's kernels side by side, Xception's shortcuts between halves of other pairs: not in the order of calls.
+    if pairs and "mixnet" not in name and "xception" not in name:
+        # MixNet's kernels lie side by side, Xception's shortcuts between pairs: not to be told from the order of calls.
+        # Nor is ConvNeXt's LayerNorm, which stands between what would be its pairs.
         assert pairs == pairs_by_calls(model, torch.randn(1, 3, 96, 96))
     with torch.no_grad():
         assert relative_error(fused(x), model(x)) <= 1e-5
