@@ -189,7 +189,7 @@ def summary(result: dict) -> Table:
 
 
 def absences(result: dict) -> list[str]:
-    """Who did not take part where and why: each reason once, wrong results with their errors."""
+    """Who did not take part where and why: each reason once, wrong results with their errors; last who is for another device."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for record in result["cases"]:
         for entry in record["results"]:
@@ -201,7 +201,8 @@ def absences(result: dict) -> list[str]:
             else:
                 reason = f"{entry['status']}: {entry['reason']}"
             reasons.setdefault((entry["rival"], reason), []).append(record["id"])
-    return [f"{rival}, {len(set(ids))} case(s), {reason} [{ids[0]}{', ...' if len(set(ids)) > 1 else ''}]" for (rival, reason), ids in reasons.items()]
+    told = [f"{rival}, {len(set(ids))} case(s), {reason} [{ids[0]}{', ...' if len(set(ids)) > 1 else ''}]" for (rival, reason), ids in reasons.items()]
+    return told + [f"{name}, all cases, {reason}" for name, reason in result.get("elsewhere", {}).items()]
 
 
 def setting(result: dict) -> str:

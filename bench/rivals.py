@@ -19,12 +19,13 @@ from .runtimes import Runner, Unavailable
 
 @dataclass(frozen=True)
 class Rival:
-    """A name, the memory formats and devices it runs in, and how it is built."""
+    """A name, the memory formats and devices it runs in, and how it is built; `absence`, for a subject: why it is not measured elsewhere."""
 
     name: str
     build: Callable[[Problem, str], Runner]
     layouts: tuple[str, ...] = ("contiguous", "channels_last")
     devices: tuple[str, ...] = ("cpu", "cuda")
+    absence: str = ""
 
     @property
     def is_subject(self) -> bool:
@@ -186,8 +187,13 @@ def fastconv_backend(name: str) -> Callable[[Problem, str], Runner]:
 
 RIVALS = (
     Rival("fastconv", lambda problem, layout: torch_runner(problem, layout, fused(problem.case)), devices=("cpu",)),
-    Rival("fastconv cuda", fastconv_backend("cuda"), devices=("cuda",)),
-    Rival("fastconv triton", fastconv_backend("triton"), devices=("cuda",)),
+    Rival("fastconv cuda", fastconv_backend("cuda"), devices=("cuda",), absence="runs on a GPU"),
+    Rival(
+        "fastconv triton",
+        fastconv_backend("triton"),
+        devices=("cuda",),
+        absence="runs on a GPU; what Triton's interpreter takes on a CPU says nothing",
+    ),
     Rival("eager", lambda problem, layout: torch_runner(problem, layout, plain(problem.case))),
     Rival("torch.compile", compiled(plain)),
     Rival("torch.compile max-autotune", compiled(plain, mode="max-autotune-no-cudagraphs"), devices=("cuda",)),
@@ -200,3 +206,8 @@ RIVALS = (
 def contestants(device: str) -> list[Rival]:
     """Everybody who runs on a device, subjects first."""
     return [rival for rival in RIVALS if device in rival.devices]
+
+
+def elsewhere(device: str) -> dict[str, str]:
+    """The subjects that are not runnable on a device, and why."""
+    return {rival.name: f"not runnable here: {rival.absence}" for rival in RIVALS if device not in rival.devices and rival.absence}

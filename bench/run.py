@@ -14,6 +14,7 @@ from . import goals, machine, plots, report
 from .cases import Case, select
 from .measure import Bench
 from .report import Row, Table, milliseconds, ratio
+from .rivals import elsewhere
 from .sampling import BUDGETS
 
 FORMAT = 1
@@ -82,7 +83,15 @@ def _start(device: str, threads: int, tier: str, screen: Console) -> dict:
     if device == "cuda":
         torch.backends.cudnn.benchmark = True
     screen.print(f"{description['name']}, {description['isa']}, {threads} thread(s): measuring what the machine can do")
-    return {"format": FORMAT, "machine": description, "grid": tier, "budget": vars(BUDGETS[tier]), "ceilings": machine.ceilings(device), "cases": []}
+    return {
+        "format": FORMAT,
+        "machine": description,
+        "grid": tier,
+        "budget": vars(BUDGETS[tier]),
+        "ceilings": machine.ceilings(device),
+        "elsewhere": elsewhere(device),
+        "cases": [],
+    }
 
 
 def _folder(description: dict, partial: bool) -> Path:

@@ -71,6 +71,15 @@ def test_absence_is_told(monkeypatch):
     assert "has no such thing" in told[0] and "RuntimeError: broke" in told[1]
 
 
+def test_triton_is_a_row_beside_cuda():
+    names = [rival.name for rival in rivals.contestants("cuda")]
+    assert names[:2] == ["fastconv cuda", "fastconv triton"]
+    assert not any("triton" in rival.name for rival in rivals.contestants("cpu"))
+    absences = report.absences({"machine": {"device": "cpu"}, "cases": [], "elsewhere": rivals.elsewhere("cpu")})
+    assert any(line.startswith("fastconv triton, all cases, not runnable here: runs on a GPU") for line in absences)
+    assert not rivals.elsewhere("cuda")
+
+
 def check_against_autograd(case):
     """Plain PyTorch in float64 gives the problem's own answers."""
     given = problem.Problem(case, "cpu", 1)

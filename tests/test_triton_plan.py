@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fastconv import backends, tuning
+from fastconv import _ops, backends, tuning
 from fastconv.__main__ import main
 
 triton_backend = pytest.importorskip("fastconv.triton", reason="the Triton backend needs triton")
@@ -22,8 +22,20 @@ BF16 = torch.bfloat16
 
 
 def explained(capsys, *arguments: str):
-    assert main(["explain", "--format", "channels_last", "--dtype", "bfloat16", *arguments]) == 0
+    formats = () if "--format" in arguments else ("--format", "channels_last")
+    assert main(["explain", "--dtype", "bfloat16", *formats, *arguments]) == 0
     return capsys.readouterr().out
+
+
+def test_triton_alone_serves_every_operator(monkeypatch):
+    """With no CUDA library built the ladder ends at Triton for every operator on a CUDA tensor; each has a kernel there, backward too."""
+    monkeypatch.setattr(_ops, "cuda_refusal", "fastconv was built without CUDA")
+    for op in _ops.FORWARD_OPS:
+        for dtype in (torch.float32, torch.float16, BF16):
+            choice = backends.explain_choice(op, "cuda", dtype)
+            assert choice.backend == "triton" and choice.refused == {"cuda": "fastconv was built without CUDA"}
+    for op in _ops.FORWARD_OPS + _ops.BACKWARD_OPS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastconv_triton::{op}", "CUDA")
 
 
 def test_kinds_are_the_families():
@@ -82,6 +94,17 @@ def test_explain_of_a_gpu_that_is_not_here(capsys):
     text = explained(capsys, *layer)
     for line in ("triton    predicted", "separable_fused", "BN 128", "registers", "not cuda", "as separate layers", "H200"):
         assert line in text
+
+
+def test_explain_weighs_a_copy_of_contiguous_maps(capsys):
+    layer = "--shape 8,64,64,64 --format contiguous --device sm_90 --no-compile".split()
+    facts = json.loads(explained(capsys, *layer, "--json"))
+    triton = facts["candidates"][1]
+    maps = 2 * facts["bytes"] / 4.3e12
+    assert triton["copied"] == pytest.approx(triton["seconds"] + maps, rel=0.3)
+    assert "through copies in channels_last instead" in explained(capsys, *layer)
+    last = json.loads(explained(capsys, "--shape", "8,64,64,64", "--device", "sm_90", "--no-compile", "--json"))
+    assert "copied" not in last["candidates"][1]
 
 
 def test_explain_does_not_compile_unless_it_may(capsys):

@@ -6,10 +6,11 @@ Maps are small and their sizes odd, so that every tile has a tail; under the int
 
 import pytest
 import torch
+from test_errors import REFUSALS
 
 import fastconv
 import fastconv.functional as FF
-from fastconv import backends, reference
+from fastconv import _ops, backends, reference
 
 triton_backend = pytest.importorskip("fastconv.triton")
 ops = triton_backend.ops
@@ -18,6 +19,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Relative error of a sum rounded once, with room for a product of two such. The interpreter cuts bfloat16 off instead of rounding it, which
 # is twice the error, and its sign does not vary: it adds up in sums.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2 if DEVICE == "cuda" else 4 * 1.2e-2}
+
+ON_GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: the interpreter neither generates code nor captures graphs")
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
@@ -252,25 +255,91 @@ def test_registration(name):
     torch.library.opcheck(getattr(ops, name), arguments)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels and graphs need a device")
-def test_compiled_and_captured():
-    x, weight = tensor(2, 32, 17, 19, dtype=BF16, channels_last=True), tensor(32, 1, 3, 3, dtype=BF16)
-    pointwise = tensor(64, 32, dtype=BF16)
+@pytest.mark.parametrize("name", [name for name in REFUSALS if not name.startswith(("module", "backend", "explain"))])
+def test_refuses_in_the_words_of_every_backend(name):
+    call, kind, message = REFUSALS[name]
+    with fastconv.backends.use("triton"), pytest.raises(kind, match=message):
+        call()
 
-    def layer(x):
+
+def network(x, weight, pointwise):
+    """Every function once."""
+    x = FF.depthwise_conv2d(x, weight, padding=2, dilation=2, activation="relu")
+    x = FF.depthwise_separable_conv2d(x, weight, pointwise, padding=1, depthwise_activation="relu")
+    x = FF.shift_stitch_max_pool2d(x, 2, padding=1) + FF.shift_stitch_max_pool2d(x, 2, padding=1, return_indices=True)[0]
+    x = FF.shift_stitch_avg_pool2d(x, 2, (2, 1))
+    return FF.stitch(FF.shift(x, 2), 2, x.shape[2:])
+
+
+def arguments_of_network():
+    shapes = (2, 3, 6, 5), (3, 1, 3, 3), (3, 3)
+    return [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
+
+
+def results(function, arguments):
+    """Result and gradients; the weights are the same tensors in every call."""
+    out = function(*arguments)
+    return out, *torch.autograd.grad(out.square().sum(), arguments)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """An installation with Triton only: on a GPU the ladder itself must come to it, on a CPU the interpreter has to be asked for."""
+    monkeypatch.setattr(_ops, "cuda_refusal", "not built")
+    if DEVICE == "cuda":
+        yield
+    else:
         with fastconv.backends.use("triton"):
-            return FF.depthwise_separable_conv2d(x, weight, pointwise, padding=1, pointwise_activation="relu")
+            yield
 
-    expected = layer(x)
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), expected)
+
+def test_every_function_with_triton_alone(alone):
+    arguments = arguments_of_network()
+    assert all(backends.explain_choice(op, DEVICE, F32).backend == "triton" for op in _ops.FORWARD_OPS)
+    got = results(network, arguments)
+    with fastconv.backends.use("reference"):
+        expected = results(network, [t.detach().double().requires_grad_() for t in arguments])
+    for tensor, exact in zip(got, expected, strict=True):
+        assert error(tensor, exact) < 10 * TOLERANCE[F32]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=ON_GPU)])
+def test_compiles_without_graph_breaks(alone, backend):
+    arguments = arguments_of_network()
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    for got, expected in zip(results(compiled, arguments), results(network, arguments), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_exports(alone):
+    class Network(torch.nn.Module):
+        def forward(self, *arguments):
+            return network(*arguments)
+
+    arguments = tuple(t.detach() for t in arguments_of_network())
+    program = torch.export.export(Network(), arguments)
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert {f"fastconv_triton.{op}.default" for op in ("depthwise_separable_conv2d", "shift", "stitch")} <= names
+    torch.testing.assert_close(program.module()(*arguments), network(*arguments))
+
+
+@ON_GPU
+def test_captured_in_a_graph(alone):
+    """Forward and backward: nothing synchronises or allocates outside of the graph's pool."""
+    arguments = arguments_of_network()
+    expected = results(network, arguments)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = layer(x)
+        captured = results(network, arguments)
+    for tensor in captured:
+        tensor.detach().zero_()
     graph.replay()
-    torch.testing.assert_close(captured, expected)
+    for got, wanted in zip(captured, expected, strict=True):
+        assert torch.equal(got, wanted)
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="needs a map of more than 2^31 elements")
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: a map of more than 2^31 elements")
 def test_offsets_beyond_32_bits():
     x = torch.zeros(1, 64, 8192, 4224, dtype=BF16, device=DEVICE).contiguous(memory_format=torch.channels_last)
     x[0, :, -1, -1] = 1

@@ -30,15 +30,16 @@ def source(kind: str) -> str:
 
 def _triton(layer, device: str, compiled: bool) -> dict:
     from fastconv.triton.launch import FAMILIES, family_of
-    from fastconv.triton.plan import plan
+    from fastconv.triton.plan import plan, through_copies
 
-    if device in KINDS:
-        steps = plan(layer.op, layer.arguments, FAMILIES[device], compiled)
-    else:
-        there = torch.device(device)
-        with tuning.use(tuning.table_of(there)):
-            steps = plan(layer.op, layer.arguments, family_of(there), compiled)
-    return {"seconds": sum(step.seconds for step in steps), "launches": [asdict(step) for step in steps]}
+    there = None if device in KINDS else torch.device(device)
+    family = FAMILIES[device] if there is None else family_of(there)
+    with tuning.use(None if there is None else tuning.table_of(there)):
+        steps = plan(layer.op, layer.arguments, family, compiled)
+        found = {"seconds": sum(step.seconds for step in steps), "launches": [asdict(step) for step in steps]}
+        if layer.inputs[0].is_contiguous():
+            found["copied"] = through_copies(layer.op, layer.arguments, layer.output, family, compiled)
+    return found
 
 
 def _reference(layer, kind: str) -> dict:
@@ -92,6 +93,8 @@ def lines(candidate: dict) -> list[str]:
         text.append(f"          as separate layers at least {candidate['bytes'] / 1e6:,.2f} MB")
     for step in candidate.get("launches", ()):
         text += [f"          {line}" for line in _step_lines(step)]
+    if "copied" in candidate:
+        text.append(f"          through copies in channels_last instead {1e6 * candidate['copied']:,.1f} microseconds")
     return text
 
 

@@ -28,6 +28,9 @@ _POINTERS = {
 }  # fmt: skip
 _ALIGNMENT = [["tt.divisibility", 16]]
 
+# A loop of so few instructions waits for a barrier.
+WAIT = 16
+
 # Kernels whose longest innermost loop is one row or one chunk.
 MARCHING = ("depthwise_ring", "depthwise_backward_ring", "max_pool_ring", "avg_pool_ring", "pool_backward_ring", "separable_fused")
 
@@ -45,23 +48,34 @@ class Report:
         """Instructions that match a regular expression."""
         return len(re.findall(pattern, self.code))
 
+    def instructions(self) -> int:
+        """All there are (SASS)."""
+        return len(self._lines()[0])
+
     def hot_loop(self) -> list[str]:
-        """Instructions of the longest innermost loop (SASS)."""
-        lines = [line for line in self.code.splitlines() if re.match(r"\s*(\.L_x_\d+:|/\*[0-9a-f]{4,}\*/)", line)]
-        labels, loops = {}, []
-        instructions = []
-        for line in lines:
-            label = re.match(r"\s*(\.L_x_\d+):", line)
-            if label:
-                labels[label.group(1)] = len(instructions)
-                continue
-            instructions.append(re.sub(r"/\*.*?\*/", "", line).strip())
-            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
-            if target and target.group(1) in labels:
-                loops.append((labels[target.group(1)], len(instructions)))
+        """Instructions of the longest innermost loop (SASS), or all where the compiler left no loop but waits."""
+        instructions, labels = self._lines()
+        loops = []
+        for end, instruction in enumerate(instructions, 1):
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", instruction)
+            if target and end - labels.get(target.group(1), end) > WAIT:
+                loops.append((labels[target.group(1)], end))
         innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
         begin, end = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, len(instructions)))
-        return [line for line in instructions[begin:end] if line and not line.startswith("NOP")]
+        return instructions[begin:end]
+
+    def _lines(self) -> tuple[list[str], dict[str, int]]:
+        """Instructions in order, and which of them follows a label."""
+        instructions, labels = [], {}
+        for line in self.code.splitlines():
+            if label := re.match(r"\s*(\.L_x_\d+):", line):
+                labels[label.group(1)] = len(instructions)
+            elif re.match(r"\s*/\*[0-9a-f]{4,}\*/", line):
+                instruction = re.sub(r"/\*.*?\*/", "", line).strip()
+                # Sections of data are listed with addresses, too.
+                if instruction and not instruction.startswith((".", "NOP")):
+                    instructions.append(instruction)
+        return instructions, labels
 
     def instructions_an_element(self, launch: Launch) -> float | None:
         """Of the longest innermost loop, for kernels that take one row of [BW, BC] a turn, or one chunk of [ROWS*BW, BK]; None for

@@ -82,12 +82,27 @@ _STRIPS = {
 _TAPS = Strip(16, 1024, 4)
 _GATHER = {"channels_last": Strip(32, 1024, 4), "contiguous": Strip(256, 1024, 4)}
 
-# By bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last.
+# By layout and bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last.
+_FUSED_FLOAT32 = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128))
 _FUSED = {
     "any": {
-        2: (FusedRow(8, 128, 64, 64, 8, 1, 128), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
-        4: (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128)),
-    }
+        ("channels_last", 2): (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
+        ("contiguous", 2): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
+        ("channels_last", 4): _FUSED_FLOAT32,
+        ("contiguous", 4): _FUSED_FLOAT32,
+    },
+}
+# One block of eight warps with the registers of two issues a quarter less than sixteen warps with half of them each.
+_FUSED["sm_90"] = {
+    (layout, size): (*rows[:2], FusedRow(4, 64, 64, 256, 8)) if size == 2 else rows for (layout, size), rows in _FUSED["any"].items()
+}
+# Tiles of eight rows have more masks than the scalar registers of gfx942 hold.
+_FUSED["gfx942"] = _FUSED["any"] | {
+    ("channels_last", 2): (FusedRow(4, 64, 64, 64, 8, 1, 128), *_FUSED["any"]["channels_last", 2][1:]),
+}
+# Nearer to its registers' end: shorter chunks where pixels are contiguous.
+_FUSED["sm_100"] = _FUSED["any"] | {
+    ("contiguous", 2): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128), FusedRow(4, 64, 32, 256, 16, 1, 128))
 }
 # Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
 FUSED_CHANNELS = 256
@@ -234,9 +249,10 @@ class Tile:
 # One program holds most of a small map: the interpreter's time goes by the number of operations, not by their size.
 INTERPRETER = Strip(16, 512, 4)
 
-# Longest first; a launch takes the longest strip that still fills the machine this many times.
+# Longest first; a launch takes the longest strip that still gives each processor this many programs. A strip reads the rows of its halo
+# again, which for short strips costs more than an idle processor: 3 programs of 4 warps keep one busy.
 STRIP_ROWS = (64, 32, 16, 8, 4)
-WAVES = 4
+WAVES = 3
 
 
 def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int, step_y: int, step_x: int, processors: int) -> Tile:
@@ -343,15 +359,15 @@ def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: boo
         return _interpreted() if conv.out_channels <= 24 else None
     row = _measured("depthwise_separable_conv2d", x, is_channels_last, conv_class(conv, o))
     if row is _NOT_MEASURED:
-        row = _fused_row(x, conv, o)
+        row = _fused_row(x, conv, o, is_channels_last)
     return None if row is None else Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, conv.out_channels), row.bn)
 
 
-def _fused_row(x: torch.Tensor, conv: Conv, o: int) -> FusedRow | None:
+def _fused_row(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool) -> FusedRow | None:
     pixels = conv.n * conv.oh * conv.ow
     if pixels > SMALL_MAP and (conv.out_channels > FUSED_CHANNELS or o > FUSED_CHANNELS):
         return None
-    table = _of_family(_FUSED, x.device)[element_size(x)]
+    table = _of_family(_FUSED, x.device)[layout_name(is_channels_last), element_size(x)]
     rows = [row for row in table if row.bn < o] + [row for row in table if row.bn >= o][:1]
     row = rows.pop()
     while rows and pixels <= SMALL_MAP and ceil_div(pixels, row.pixels) * ceil_div(o, row.bn) < family_of(x.device).processors:

@@ -79,7 +79,11 @@ def depthwise_ring(
     weights = ()
     if HOIST:
         weights = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
-    sums = (tl.zeros((BW, BC), tl.float32),) * KH
+    # A sum starts at the bias, so that no finished row has to meet it.
+    start = tl.zeros((BW, BC), tl.float32)
+    if HAS_BIAS:
+        start += tl.load(bias_ptr + channels, mask=channel_mask, other=0.0).to(tl.float32)[None, :]
+    sums = (start,) * KH
     for i in tl.range(0, ROWS + KH - 1, num_stages=1):
         y = top + i * dh
         line = ()
@@ -95,7 +99,7 @@ def depthwise_ring(
             else:
                 taps = load_taps(weight_ptr, channels, channel_mask, ky * KW, KW, KH * KW)
             if ky == 0:
-                acc = line[0] * taps[0]
+                acc = start + line[0] * taps[0]
             else:
                 acc = sums[ky - 1] + line[0] * taps[0]
             for kx in tl.static_range(1, KW):
@@ -104,8 +108,7 @@ def depthwise_ring(
         sums = shifted
         depthwise_epilogue(
             sums[KH - 1], row + step_y * (i - (KH - 1)), columns, channels, bias_ptr, grad_image, out_image, OH, OW, C, CHANNELS_LAST,
-            ACTIVATION,
-            HAS_BIAS, GRADIENT, row,
+            ACTIVATION, False, GRADIENT, row,
         )  # fmt: skip
 
 

@@ -47,9 +47,8 @@ def stack_rows(rows, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def finish_depthwise(acc, bias, ACTIVATION: tl.constexpr, DERIVATIVE: tl.constexpr, DTYPE: tl.constexpr):
+def finish_depthwise(acc, ACTIVATION: tl.constexpr, DERIVATIVE: tl.constexpr, DTYPE: tl.constexpr):
     """The intermediate, rounded to the dtype of the operands; or with DERIVATIVE the slope of its activation, float32."""
-    acc += bias
     if DERIVATIVE:
         return activation_backward(tl.full(acc.shape, 1.0, tl.float32), acc, ACTIVATION)
     else:
@@ -78,7 +77,7 @@ def depthwise_tile(
         taps = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
         left = columns * sw - pl
         offsets = left[:, None] * x_x + (channels // M)[None, :] * x_c
-        rows = (tl.zeros((BW, BC), tl.float32),) * BH
+        rows = (tl.zeros((BW, BC), tl.float32) + bias,) * BH
         for r in tl.static_range(BH + KH - 1):
             y = row * sh - pt + r * dh
             line = ()
@@ -96,7 +95,7 @@ def depthwise_tile(
                         acc += line[kx] * taps[(r - o) * KW + kx]
                     if r - o == KH - 1:
                         # Rounded as soon as it is whole: a finished row takes half the registers.
-                        acc = finish_depthwise(acc, bias, ACTIVATION, DERIVATIVE, DTYPE)
+                        acc = finish_depthwise(acc, ACTIVATION, DERIVATIVE, DTYPE)
                 updated = updated + (acc,)
             rows = updated
         return stack_rows(rows, BH, BW, BC)
@@ -106,7 +105,7 @@ def depthwise_tile(
             BC,
             CHANNELS_LAST, INPUT_ACTIVATION,
         )  # fmt: skip
-        return finish_depthwise(acc, bias, ACTIVATION, DERIVATIVE, DTYPE)
+        return finish_depthwise(acc + bias, ACTIVATION, DERIVATIVE, DTYPE)
 
 
 @triton.jit
