@@ -17,7 +17,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch._prims_common import suggest_memory_format
@@ -30,15 +29,27 @@ _KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.
 _TRITON_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
-@cache
-def _triton() -> tuple[object | None, str | None]:
-    """The operators of fastconv.triton, imported when first asked for, or the reason why there are none."""
+def _import_triton() -> tuple[object | None, str | None]:
+    """The operators of fastconv.triton, or the reason why there are none."""
     if importlib.util.find_spec("fastconv.triton") is None:
         return None, "fastconv.triton is not part of this installation"
     try:
         return importlib.import_module("fastconv.triton").ops, None
     except ImportError as error:
         return None, f"fastconv.triton does not import: {error}"
+
+
+# On the CPU kernels run under Triton's interpreter, which is for finding mistakes: only when asked for by name.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Where tensors may need Triton it is imported now: torch.compile follows a call, and an import inside of one would break the graph.
+_imported = _import_triton() if _INTERPRETED or torch.cuda.is_available() else None
+
+
+def _triton() -> tuple[object | None, str | None]:
+    global _imported
+    if _imported is None:
+        _imported = _import_triton()
+    return _imported
 
 
 def triton_refusal() -> str | None:
@@ -57,8 +68,7 @@ def can_run_cuda(op: str, device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def can_run_triton(op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    # On the CPU kernels run under Triton's interpreter, which is for finding mistakes: only when asked for by name.
-    if device_type != "cuda" and not (_forced == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if device_type != "cuda" and not (_forced == "triton" and _INTERPRETED):
         return "not a CUDA tensor"
     ops, reason = _triton()
     if ops is None:
