@@ -62,8 +62,8 @@ TilePlan plan_tile(int64_t h, int64_t w, int64_t halo_h, int64_t halo_w, int pix
   for (int64_t columns = multiple; columns <= pixels; columns += multiple) {
     if (columns > round_up(w, multiple)) break;
     const int64_t tiles_x = ceil_div(w, columns), most_rows = std::min<int64_t>(pixels / columns, h), tiles_y = ceil_div(h, most_rows), rows = ceil_div(h, tiles_y);
-    // A tile multiplies all its rows whether they hold pixels or not, and loads its halo.
-    const double cost = static_cast<double>(tiles_x * tiles_y) * (2.0 * pixels + static_cast<double>((rows + halo_h) * (columns + halo_w)));
+    // A tile multiplies all its rows whether they hold pixels or not, and loads and marches its halo.
+    const double cost = static_cast<double>(tiles_x * tiles_y) * 2.0 * static_cast<double>(pixels + (rows + halo_h) * (columns + halo_w));
     if (best.rows == 0 || cost < least) {
       least = cost;
       best = {static_cast<int>(rows), static_cast<int>(columns), tiles_y, tiles_x};
@@ -89,11 +89,16 @@ void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan) {
   const bool unit_stride = g.sh == 1 && g.sw == 1;
   plan.step_h = unit_stride ? std::min(g.dh, g.oh) : 1;
   plan.step_w = unit_stride && p.layout == Layout::channels_last ? std::min(g.dw, g.ow) : 1;
-  plan.classes_y = plan.step_h, plan.classes_x = plan.step_w;
+  plan.classes_y = plan.step_h;
   const TilePlan tile = plan_tile(
       ceil_div(g.oh, plan.step_h), ceil_div(g.ow, plan.step_w), g.kh - 1, plan.step_w == g.dw ? g.kw - 1 : g.dw * (g.kw - 1), pixels,
       plan.producer == Producer::ring_pixels ? 4 : 1);
   plan.rows = tile.rows, plan.columns = tile.columns, plan.tiles_y = tile.tiles_y, plan.tiles_x = tile.tiles_x;
+  // A class smaller than the tile would leave the rest of it idle.
+  const int64_t fit = tile.tiles_x == 1 && tile.tiles_y == 1 ? std::min<int64_t>(pixels / (tile.rows * tile.columns), plan.step_w) : 1;
+  plan.classes_x = ceil_div(plan.step_w, fit);
+  plan.group = static_cast<int>(ceil_div(plan.step_w, plan.classes_x));
+  plan.columns *= plan.group;
 }
 
 SeparablePlan plan_separable(const SeparableForward& p, FloatProducts products, const Device& device) {

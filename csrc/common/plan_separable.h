@@ -44,7 +44,8 @@ struct SeparablePlan {
   FloatProducts products;
   int rows, columns;                  // of a tile
   int64_t step_h, step_w;             // between neighbouring pixels of a tile
-  int64_t tiles_y, tiles_x, classes_y, classes_x, splits;
+  int group;                          // residue classes of columns that a tile holds side by side
+  int64_t tiles_y, tiles_x, classes_y, classes_x, splits;  // classes_x: groups of them
   int split, chunk, unit_rows;
   bool smooth, vectors;               // an activation needs scratch; results are stored in vectors
   bool pack;                          // the pointwise weights need rows of whole 16 bytes

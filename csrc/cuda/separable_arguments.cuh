@@ -24,8 +24,8 @@ inline SeparableArgs::SeparableArgs(const SeparableForward& p, const SeparablePl
       input_activation(p.input_activation), depthwise_activation(p.depthwise_activation), activation(p.pointwise_activation),
       smooth(plan.smooth), vectors(plan.vectors),
       rows(plan.rows), columns(plan.columns), step_h(static_cast<int>(plan.step_h)), step_w(static_cast<int>(plan.step_w)),
-      by_splits(plan.splits), by_tiles_x(plan.tiles_x), by_classes_x(plan.classes_x), by_tiles_y(plan.tiles_y), by_classes_y(plan.classes_y),
-      by_columns(plan.columns),
+      group(plan.group), by_splits(plan.splits), by_tiles_x(plan.tiles_x), by_classes_x(plan.classes_x), by_tiles_y(plan.tiles_y), by_classes_y(plan.classes_y),
+      by_columns(plan.columns), by_class_columns(plan.columns / plan.group),
       split(plan.split), chunk(plan.chunk), unit_rows(plan.unit_rows),
       by_vectors(plan.chunk / (plan.producer == Producer::ring_planes ? 4 : 2)),
       by_units_x(

@@ -94,7 +94,8 @@ struct RingPixels {
     }
     ptx::keep(row_pitch);
     const auto store = [&](const Bytes<kBytes>(&value)[kColumns]) {
-      const int odd = odd_row & 64;
+      int odd = odd_row & 64;
+      ptx::keep(odd);
       FASTCONV_UNROLL
       for (int q = 0; q < kColumns; ++q) ptx::store_shared<kBytes>((place[q] ^ odd) | group, value[q]);
       group += row_pitch, odd_row += row_pitch >> 3;
@@ -132,34 +133,44 @@ struct RingPixels {
       }
     };
 
-    const int left = at.x + column * a.step_w - a.pl;
+    const int left = column_at(a, at, column).x - a.pl;
     uint32_t inside = 0;
     FASTCONV_UNROLL
     for (int j = 0; j < kInput; ++j) inside |= static_cast<uint32_t>(left + j * a.dw >= 0 && left + j * a.dw < a.w) << j;
     int y = at.y + first_row * a.step_h - a.pt;
-    const int last_y = y + (rows + K - 1) * a.dh < a.h ? y + (rows + K - 1) * a.dh : a.h;
+    const int end_y = y + (rows + K - 1) * a.dh < a.h ? y + (rows + K - 1) * a.dh : a.h;
+    const uint32_t last_y = end_y > 0 ? static_cast<uint32_t>(end_y) : 0;
     uint32_t column_step = static_cast<uint32_t>(a.dw * a.xw * sizeof(T));
     int row_step = a.dh;
+    uint32_t one = 1;  // unknown to the compiler, which would take a product by a constant apart
+    ptx::keep(one);
     ptx::keep(column_step);
     ptx::keep(row_step);
     const int64_t row_bytes = a.dh * a.xh * static_cast<int64_t>(sizeof(T));
     const unsigned char* row = reinterpret_cast<const unsigned char*>(static_cast<const T*>(a.x) + at.n * a.xn + y * a.xh + left * a.xw + c);
     Bytes<kBytes> next[kInput];
     const auto load_row = [&] {
-      const bool row_inside = y >= 0 && y < last_y;
+      const bool row_inside = static_cast<uint32_t>(y) < last_y;
       if (row_inside && inside == (1u << kInput) - 1) {
+        const unsigned char* p = row;
         FASTCONV_UNROLL
-        for (int j = 0; j < kInput; ++j) next[j] = ptx::load<kBytes>(ptx::advance(row, column_step, j));
+        for (int j = 0; j < kInput; ++j) {
+          next[j] = ptx::load<kBytes>(p);
+          p = ptx::advance(p, column_step, one);
+        }
       } else {
         FASTCONV_UNROLL
         for (int j = 0; j < kInput; ++j) {
           next[j] = {};
-          if (row_inside && (inside >> j & 1)) next[j] = ptx::load<kBytes>(ptx::advance(row, column_step, j));
+          if (row_inside && (inside >> j & 1)) next[j] = ptx::load<kBytes>(row + uint64_t(column_step) * j);
         }
       }
       y += row_step, row += row_bytes;
     };
 
+    int input_kind = static_cast<int>(a.input_activation.kind), kind = static_cast<int>(a.depthwise_activation.kind);
+    ptx::keep(input_kind);
+    ptx::keep(kind);
     March<K, kColumns, kChannels> march;
     float done[kColumns * kChannels];
     // Takes the row that has arrived and sends for the one after it.
@@ -171,7 +182,7 @@ struct RingPixels {
         ptx::keep(x[j][1]);
       }
       load_row();
-      if (a.input_activation.kind != Activation::identity) {
+      if (input_kind != static_cast<int>(Activation::identity)) {
         float flat[kInput * kChannels];
         FASTCONV_UNROLL
         for (int i = 0; i < kInput * kChannels; ++i) flat[i] = x[i / kChannels][i % kChannels];
@@ -196,7 +207,7 @@ struct RingPixels {
       take_row(x);
       march.template row<K - 1>(x, weight, bias, done);
       if (K > 3 && i < 0) continue;
-      activate_values<sizeof(T) == 2, Threads>(a.depthwise_activation, done, chunk.scratch);
+      if (kind != static_cast<int>(Activation::identity)) activate_values<sizeof(T) == 2, Threads>(a.depthwise_activation, done, chunk.scratch);
       Bytes<kBytes> value[kColumns];
       FASTCONV_UNROLL
       for (int q = 0; q < kColumns; ++q) {
@@ -309,7 +320,7 @@ struct Taps {
   FASTCONV_DEVICE static void pixel(const SeparableArgs& a, const TileAt& at, const Chunk& chunk, int channel, int p) {
     uint32_t column;
     const int row = static_cast<int>(a.by_columns.divide(static_cast<uint32_t>(p), &column));
-    const int top = (at.y + row * a.step_h) * a.stride_h - a.pt, left = (at.x + static_cast<int>(column) * a.step_w) * a.stride_w - a.pl;
+    const int top = (at.y + row * a.step_h) * a.stride_h - a.pt, left = column_at(a, at, static_cast<int>(column)).x * a.stride_w - a.pl;
     const int taps = a.kh * a.kw, c = chunk.first + channel;
     const bool exists[kChannels] = {c < a.middle, c + 1 < a.middle};
     float sum[kChannels] = {0.f, 0.f};

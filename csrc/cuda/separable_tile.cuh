@@ -29,7 +29,8 @@ struct SeparableArgs {
 
   // The tiles.
   int rows, columns, step_h, step_w;
-  FastDivision by_splits, by_tiles_x, by_classes_x, by_tiles_y, by_classes_y, by_columns;
+  int group;           // residue classes of columns in a tile
+  FastDivision by_splits, by_tiles_x, by_classes_x, by_tiles_y, by_classes_y, by_columns, by_class_columns;
   int split;       // output channels of a block
   int chunk;       // channels produced at a time, whole slabs
   int unit_rows;   // rows that a thread marches
@@ -53,18 +54,30 @@ FASTCONV_DEVICE TileAt tile_at(const SeparableArgs& a, uint32_t index, int chann
   TileAt at;
   at.n = static_cast<int>(a.by_classes_y.divide(index, &class_y));
   at.y = static_cast<int>(class_y + tile_y * a.rows * a.step_h);
-  at.x = static_cast<int>(class_x + tile_x * a.columns * a.step_w);
+  at.x = static_cast<int>(class_x * a.group + tile_x * a.columns * a.step_w);
   at.first_o = static_cast<int>(split) * a.split;
   at.last_o = at.first_o + a.split < channels ? at.first_o + a.split : channels;
   return at;
+}
+
+// The x of a tile's column; beyond the last class it is no pixel of the tile.
+struct ColumnAt {
+  int x;
+  bool exists;
+};
+FASTCONV_DEVICE ColumnAt column_at(const SeparableArgs& a, const TileAt& at, int column) {
+  uint32_t in_class;
+  const int next = static_cast<int>(a.by_class_columns.divide(static_cast<uint32_t>(column), &in_class));
+  return {at.x + next + static_cast<int>(in_class) * a.step_w, next == 0 || at.x + next < a.step_w};
 }
 
 // Where pixel p of the tile lies in a map of these strides, or -1.
 FASTCONV_DEVICE int64_t pixel_offset(const SeparableArgs& a, const TileAt& at, int p, int64_t image, int64_t map_row, int64_t map_pixel) {
   uint32_t column;
   const int row = static_cast<int>(a.by_columns.divide(static_cast<uint32_t>(p), &column));
-  const int y = at.y + row * a.step_h, x = at.x + static_cast<int>(column) * a.step_w;
-  return row < a.rows && y < a.out_h && x < a.out_w ? at.n * image + y * map_row + x * map_pixel : -1;
+  const int y = at.y + row * a.step_h;
+  const ColumnAt to = column_at(a, at, static_cast<int>(column));
+  return row < a.rows && y < a.out_h && to.exists && to.x < a.out_w ? at.n * image + y * map_row + to.x * map_pixel : -1;
 }
 
 // Rows of a tile of slabs beyond its pixels take part in products: zeros.

@@ -17,6 +17,9 @@ def separable() -> list[dict]:
             dict(ring, n=1, c=16, o=24, h=17, w=19, k=3, p=2, d=2, multiprocessors=1, form="pixels_pair"),
             dict(ring, n=1, c=130, o=20, h=9, w=12, k=3, p=1, multiprocessors=1, shared=100_000, residual=1, form="pixels_wide"),
             dict(ring, n=1, c=200, o=130, h=9, w=7, k=3, p=1, multiprocessors=1, shared=90000, form="pixels_wide"),
+            # Several residue classes in a tile, the last group of them incomplete.
+            dict(ring, n=2, c=16, o=24, h=11, w=13, k=3, p=5, d=5, form="pixels_small"),
+            dict(ring, n=1, c=16, o=16, h=14, w=29, k=3, p=7, d=7, residual=1, multiprocessors=1, form="pixels_pair"),
             dict(small, **ring, c=64, k=5, p=4, d=2, form="pixels_slim"),
             dict(small, **ring, c=36, k=7, p=3, depthwise="hardswish", form="pixels_slim"),
             dict(small, **ring, c=200, k=5, p=2, shared=70_000, form="pixels_slim"),
