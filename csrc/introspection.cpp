@@ -1,52 +1,54 @@
 // fastconv._C: facts about the build, the active instruction set, plans and the machine's measured ceilings. Nothing that computes a result
 // goes through here.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "introspection.h"
 
-#include <array>
-#include <string>
+#include <pybind11/stl.h>
 
 #include "common/shape.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
 
-namespace {
+namespace fastconv {
 
-using fastconv::ConvGeometry;
-
-fastconv::DType dtype(const std::string& name) {
-  if (name == "float32") return fastconv::DType::f32;
-  if (name == "float16") return fastconv::DType::f16;
-  if (name == "bfloat16") return fastconv::DType::bf16;
-  if (name == "float64") return fastconv::DType::f64;
+DType parse_dtype_name(const std::string& name) {
+  if (name == "float32") return DType::f32;
+  if (name == "float16") return DType::f16;
+  if (name == "bfloat16") return DType::bf16;
+  if (name == "float64") return DType::f64;
   throw py::value_error("dtype: expected float32, float16, bfloat16 or float64, got '" + name + "'");
 }
 
-fastconv::Layout layout(const std::string& name) {
-  if (name == "contiguous") return fastconv::Layout::contiguous;
-  if (name == "channels_last") return fastconv::Layout::channels_last;
+Layout parse_layout_name(const std::string& name) {
+  if (name == "contiguous") return Layout::contiguous;
+  if (name == "channels_last") return Layout::channels_last;
   throw py::value_error("layout: expected contiguous or channels_last, got '" + name + "'");
 }
 
-ConvGeometry geometry(
+ConvGeometry parse_geometry(
     const std::array<int64_t, 4>& input, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
     const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation) {
   ConvGeometry g;
   g.n = input[0], g.c = input[1], g.h = input[2], g.w = input[3], g.multiplier = multiplier;
   g.kh = kernel[0], g.kw = kernel[1], g.sh = stride[0], g.sw = stride[1], g.dh = dilation[0], g.dw = dilation[1];
   g.pt = padding[0], g.pb = padding[1], g.pl = padding[2], g.pr = padding[3];
-  g.oh = fastconv::conv_out(g.h, g.pt, g.pb, g.dh, g.kh, g.sh);
-  g.ow = fastconv::conv_out(g.w, g.pl, g.pr, g.dw, g.kw, g.sw);
+  g.oh = conv_out(g.h, g.pt, g.pb, g.dh, g.kh, g.sh);
+  g.ow = conv_out(g.w, g.pl, g.pr, g.dw, g.kw, g.sw);
   for (int64_t v : {g.n, g.c, g.h, g.w, g.multiplier, g.kh, g.kw, g.sh, g.sw, g.dh, g.dw, g.oh, g.ow})
     if (v < 1) throw py::value_error("the plan of an empty or ill-formed convolution was asked for");
   return g;
 }
 
+}  // namespace fastconv
+
+namespace {
+
+using fastconv::ConvGeometry;
+
 py::dict separable_plan(
     const ConvGeometry& g, int64_t out_channels, const std::string& type, const std::string& format, const std::string& input_activation, int threads) {
   fastconv::SeparableForward p = {};
-  p.g = g, p.o = out_channels, p.dtype = dtype(type), p.layout = layout(format);
+  p.g = g, p.o = out_channels, p.dtype = fastconv::parse_dtype_name(type), p.layout = fastconv::parse_layout_name(format);
   // A plan depends on whether there is one, not on which.
   // All that the plan asks: a ReLU may be applied as taps are read, anything else is staged.
   using fastconv::Activation;
@@ -71,7 +73,7 @@ py::dict separable_plan(
 
 py::dict depthwise_plan(const ConvGeometry& g, const std::string& type, const std::string& format, int threads) {
   fastconv::DepthwiseForward p = {};
-  p.g = g, p.dtype = dtype(type), p.layout = layout(format);
+  p.g = g, p.dtype = fastconv::parse_dtype_name(type), p.layout = fastconv::parse_layout_name(format);
   const fastconv::DepthwisePlan s = fastconv::kernels().depthwise_plan(p, threads);
   const bool last = p.layout == fastconv::Layout::channels_last;
   py::dict d;
@@ -105,7 +107,7 @@ py::dict pool_plan(
   g.frag_h = fastconv::ceil_div(g.dense_h, g.sh), g.frag_w = fastconv::ceil_div(g.dense_w, g.sw);
   fastconv::MaxPool m = {};
   fastconv::AvgPool a = {};
-  m.g = a.g = g, m.dtype = a.dtype = dtype(type), m.layout = a.layout = layout(format);
+  m.g = a.g = g, m.dtype = a.dtype = fastconv::parse_dtype_name(type), m.layout = a.layout = fastconv::parse_layout_name(format);
   const fastconv::PoolPlan s = max ? fastconv::kernels().max_pool_plan(m, threads) : fastconv::kernels().avg_pool_plan(a, threads);
   py::dict d;
   d["kernel"] = max ? "separable maximum, all offsets in one pass" : "separable sum, all offsets in one pass";
@@ -149,7 +151,7 @@ PYBIND11_MODULE(_C, m) {
       [](const std::array<int64_t, 4>& input, int64_t out_channels, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
          const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout,
          const std::string& input_activation, int threads) {
-        return separable_plan(geometry(input, multiplier, kernel, stride, padding, dilation), out_channels, dtype, layout, input_activation, threads);
+        return separable_plan(fastconv::parse_geometry(input, multiplier, kernel, stride, padding, dilation), out_channels, dtype, layout, input_activation, threads);
       },
       py::arg("input"), py::arg("out_channels"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("dtype"), py::arg("layout"), py::arg("input_activation"), py::arg("threads"),
@@ -158,7 +160,7 @@ PYBIND11_MODULE(_C, m) {
       "plan_depthwise",
       [](const std::array<int64_t, 4>& input, int64_t multiplier, const std::array<int64_t, 2>& kernel, const std::array<int64_t, 2>& stride,
          const std::array<int64_t, 4>& padding, const std::array<int64_t, 2>& dilation, const std::string& dtype, const std::string& layout, int threads) {
-        return depthwise_plan(geometry(input, multiplier, kernel, stride, padding, dilation), dtype, layout, threads);
+        return depthwise_plan(fastconv::parse_geometry(input, multiplier, kernel, stride, padding, dilation), dtype, layout, threads);
       },
       py::arg("input"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("dtype"), py::arg("layout"),
       py::arg("threads"), "The same for a depthwise layer.");
@@ -171,4 +173,5 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "bf16_dot_flops", [](int64_t rounds) { py::gil_scoped_release release; return fastconv::kernels().bf16_peak(rounds); }, py::arg("rounds"),
       "The same on bfloat16 dot products, or float32 where the machine has none.");
+  fastconv::bind_cuda_plans(m);
 }

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import torch
 
 from fastconv import backends, tuning
+from fastconv.cli import predict_cuda
 
 # Kinds of GPU that Triton's tile tables know; a copy of the names, so that help needs no Triton.
 KINDS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -42,6 +43,11 @@ def _triton(layer, device: str, compiled: bool) -> dict:
     return found
 
 
+def _cuda(layer, device: str) -> dict:
+    launches = predict_cuda.steps(layer, device)
+    return {"seconds": sum(step["seconds"] for step in launches), "launches": launches} if launches else {}
+
+
 def _reference(layer, kind: str) -> dict:
     """Separate layers at best: all their bytes at the copy rate or all operations at the rate of what binds them, and a launch each."""
     from fastconv.triton.plan import LAUNCH_SECONDS
@@ -60,7 +66,9 @@ def candidates(layer, choice: backends.Choice, device: str, compiled: bool) -> l
         if refused is None and name != choice.backend:
             refused = f"{choice.backend} comes before it"
         candidate = {"backend": name, "chosen": name == choice.backend, "refused": refused, "seconds": None, "measured": None}
-        if name == "triton" and backends.triton_refusal() is None:
+        if name == "cuda":
+            candidate |= _cuda(layer, device)
+        elif name == "triton" and backends.triton_refusal() is None:
             candidate |= _triton(layer, device, compiled)
         elif name == "reference" and backends.triton_refusal() is None:
             candidate |= _reference(layer, device if device in KINDS else _kind_of(device))
@@ -99,11 +107,11 @@ def lines(candidate: dict) -> list[str]:
 
 
 def _step_lines(step: dict) -> list[str]:
-    tile = ", ".join(f"{name} {value}" for name, value in step["tile"].items())
+    tile = step["tile"] if isinstance(step["tile"], str) else ", ".join(f"{name} {value}" for name, value in step["tile"].items())
     yield f"{step['kernel']}: {1e6 * step['seconds']:,.1f} microseconds, bound by {step['bound']}"
     yield f"  tile {tile}"
     yield f"  {step['programs']:,} programs of {step['warps']} warps, {step['resident']} to a processor: {step['waves']:.2f} waves"
     yield f"  {step['bytes'] / 1e6:,.2f} MB, {step['flops'] / 1e6:,.1f} MFLOP"
     if step["registers"] is not None:
         line = f"  {step['registers']} registers, {step['spills']} spilled, {step['shared_memory'] / 1024:.0f} KB of shared memory"
-        yield line + (f", {step['instructions']:.1f} instructions an element" if step["instructions"] else "")
+        yield line + (f", {step['instructions']:.1f} instructions an element" if step.get("instructions") else "")

@@ -1,0 +1,53 @@
+// What a plan should cost on a GPU: bytes, instructions, occupancy, waves and the time that follows from them. A prediction from counts, which ranks
+// plans and shows what binds them; no measurement. Plain C++ for introspection; no kernel depends on it.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "plan_depthwise.h"
+
+namespace fastconv::cuda {
+
+// What a GPU does in a second. The defaults are an H200's: copy and library product as measured, issue from its clock; the second-level cache and
+// what mma.sync reaches are assumptions until somebody measures them.
+struct Rates {
+  double copy = 4.3e12;             // bytes of DRAM, read and written
+  double second_level = 5.5e12;     // bytes of the L2 cache
+  double issue = 29.6e12;           // lane-instructions; as many bytes of shared memory
+  double library_product = 790e12;  // FLOP of a large 16-bit matrix product by the vendor's library
+  double product = 600e12;          // FLOP of one by mma.sync
+  double latency = 0.6e-6;          // of a load from DRAM under load
+  double launch = 2e-6;             // from one kernel of a graph to the next
+};
+
+// What the compiled code of a kernel needs at most; a test holds the code to it.
+struct Compiled {
+  const char* kernel;
+  int64_t size;         // K; 0 where the kernel has no instances by size
+  double instructions;  // an element of the result, border code and activation included
+  int registers;
+};
+const std::vector<Compiled>& compiled_kernels();
+
+struct Cost {
+  std::string kernel, tile;
+  int64_t blocks = 0;
+  int threads = 0, registers = 0, resident = 0;  // resident: blocks on a multiprocessor
+  double waves = 0;
+  size_t shared_bytes = 0;
+  // Of DRAM, of the L2 cache, of shared memory; of all lanes; of tensor cores.
+  double bytes = 0, second_level_bytes = 0, shared_traffic = 0, instructions = 0, flops = 0;
+  double product_bytes = 0;  // of the L2 cache, while multiplying; not in second_level_bytes
+  double seconds = 0;
+  std::string bound;
+};
+
+// What the parts of a launch would take by themselves, what binds them, and how few blocks or warps stretch it. `in_flight`: bytes that a block has on
+// their way from memory at a time; `overlapped`: whether loading and multiplying go on side by side on a multiprocessor.
+void finish_cost(Cost& c, double in_flight, bool overlapped, const Device& device, const Rates& rates);
+
+std::vector<Cost> cost_depthwise(const DepthwiseForward& p, const Device& device, const Rates& rates);
+std::vector<Cost> cost_depthwise_backward(const DepthwiseBackward& p, bool wants_dw, const Device& device, const Rates& rates);
+double total_seconds(const std::vector<Cost>& steps);
+
+}  // namespace fastconv::cuda
