@@ -118,7 +118,9 @@ _INTERMEDIATE = {
 # bk counts output channels, bn input channels; smaller before wgmma, whose operands need not be in registers.
 _POINTWISE_GRADIENT = {
     "any": {2: FusedRow(4, 64, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)},
-    "sm_80": {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(4, 64, 64, 32, 8)},
+    "sm_80": {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(2, 32, 64, 32, 8)},
+    # Masks of 64 pixels are more than the scalar registers of gfx942 hold.
+    "gfx942": {2: FusedRow(2, 32, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)},
 }
 
 # For large maps, and for those that would leave processors without a tile. An accumulator of 128 x 256 takes wgmma or better: with the
