@@ -104,11 +104,13 @@ void tile_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* p
   const int64_t p0 = tile * s.tile_pixels, p1 = min64(plane, p0 + s.tile_pixels);
   const TileGroups groups = even_groups(p1 - p0);
   PlaneTile<T> stage(g, plane_source(g, p.dtype, p.input_activation), p.input_activation, p0, p1, groups, scratch);
-  if (g.n * g.c * g.h * g.w * int64_t(sizeof(T)) > (1 << 20)) stage.fetch_ahead();
+  if (g.n * g.c * g.h * g.w * int64_t(sizeof(T)) > kStreamsFrom) stage.fetch_ahead();
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / runs % g.n, first = item % runs * s.channels_per_item, last = min64(channels, first + s.channels_per_item);
     for (int64_t c = first; c < last; ++c) {
-      stage.bind(static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc, p.x.sh);
+      // The outputs of one input channel read the same plane.
+      if (c == first || c % g.multiplier == 0)
+        stage.bind(static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc, p.x.sh);
       T* out = static_cast<T*>(p.out.data) + (n * channels + c) * plane + p0;
       stage.channel(packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
         constexpr int size = sizeof(acc) / sizeof(vf);

@@ -12,7 +12,6 @@ namespace fastconv::FASTCONV_ISA {
 namespace {
 
 constexpr int64_t kScratchBudget = 448 << 10;  // bytes of depthwise results resident at a time: leaves room in a 1 MB L2 for a panel of weights
-constexpr int64_t kStreamsFrom = 1 << 20;       // bytes: smaller inputs are in cache
 constexpr int64_t kBypassFrom = 8 << 20;        // bytes: larger outputs leave the caches before anybody reads them
 constexpr int64_t kMaxPixelsNhwc = 192, kMaxPixelsNchw = 384;
 

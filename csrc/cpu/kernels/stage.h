@@ -233,9 +233,11 @@ inline PixelOrder pixel_order(const ConvGeometry& g, int64_t element_size) {
   return {g.dh, ceil_div(g.ow, ceil_div(g.ow, most))};
 }
 
+constexpr int64_t kStreamsFrom = 1 << 20;  // bytes: smaller inputs are in cache, larger ones are fetched ahead
+
 // Input rows ahead of the first one in use worth fetching, those of the next output row: none while the whole input stays in cache anyway.
 inline int64_t fetch_ahead(const ConvGeometry& g, PixelOrder order, int64_t element_size) {
-  if (g.c * g.h * g.w * element_size <= (1 << 20)) return 0;
+  if (g.c * g.h * g.w * element_size <= kStreamsFrom) return 0;
   return (g.kh - 1) * g.dh + (order.classes > 1 ? g.dh : g.sh);
 }
 
