@@ -1,5 +1,6 @@
 """Inputs that betray a kernel which reads or writes where it should not, and the measures by which results are judged."""
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -87,6 +88,24 @@ def assert_no_further(out, unfused, exact, label=""):
         fused, plain = relative_error(out, exact), relative_error(unfused, exact)
         slack = 1.02 + 3 / out.numel() ** 0.5
         assert fused <= max(plain * slack, torch.finfo(out.dtype).eps / 2), f"{label}: {fused:.4g} from float64, PyTorch in {out.dtype} {plain:.4g}"
+
+
+def assert_no_further_on_average(draw, roundings=1.0, draws=64, label=""):
+    """`draw()` gives (fused, original, exact) of fresh weights and a fresh input: over many, the fused error is not the larger one.
+
+    For whole models in 16 bits. A folded weight or a map that is rounded differently moves both errors at random: in one draw one is half
+    as large again as the other although neither rounds more often. What holds is that squared errors are proportional to the number of
+    roundings, on average. `roundings` is that number of the fused model over the original's; the geometric mean of the ratios of errors
+    may exceed its square root by five standard errors, which their spread over the draws gives.
+    """
+    ratios = []
+    for _ in range(draws):
+        out, unfused, exact = draw()
+        assert out.dtype == unfused.dtype and out.shape == unfused.shape
+        ratios.append(relative_error(out, exact) / relative_error(unfused, exact))
+    logs = torch.tensor(ratios, dtype=torch.float64).log()
+    mean, error = logs.mean().exp().item(), (logs.std() / draws**0.5).item()
+    assert mean <= roundings**0.5 * math.exp(5 * error), f"{label}: {mean:.3f} times as far from float64 as the original (+- {error:.3f})"
 
 
 def bits(tensor):

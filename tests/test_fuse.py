@@ -7,9 +7,9 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_no_further, relative_error
+from helpers import assert_no_further_on_average, relative_error
 from torch import nn
-from trained import BN, ORDERS, C, Chain, SqueezeExcite, Xception, dw, mbconv, pw, randomise_norms
+from trained import BN, ORDERS, C, Chain, SqueezeExcite, Xception, dw, mbconv, pw, randomise_norms, redrawn
 
 import fastconv
 from fastconv.fusion import cost
@@ -57,9 +57,14 @@ def test_orders_in_eval_mode(name, memory_format):
 def test_no_further_from_float64_in_16_bits(name, dtype):
     model = trained(name).to(dtype)
     fused, _ = fastconv.fuse(model)
-    x = image(dtype, size=(33, 31))
-    exact = in_eval(copy.deepcopy(model).double(), x.double())
-    assert_no_further(in_eval(fused, x), in_eval(model, x), exact, name)
+
+    def draw():
+        redrawn(model, fused)
+        x = image(dtype, size=(17, 15))
+        return in_eval(fused, x), in_eval(model, x), in_eval(copy.deepcopy(model).double(), x.double())
+
+    # Weight, bias and map, where the original rounds a map before the norm and one behind it.
+    assert_no_further_on_average(draw, roundings=3 / 2, label=name)
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -348,16 +353,26 @@ def test_measurement_runs_both_chains():
     assert "measured, whole model" in str(report)
 
 
-def test_autocast_and_casts_of_the_model():
+def test_autocast():
+    """Autocast rounds the original's weights too; its residuals it leaves in float32, and they must not be rounded."""
     model = trained("mobilenet")
     fused, _ = fastconv.fuse(model)
-    x = image(size=(33, 31))
-    exact = in_eval(copy.deepcopy(model).double(), x.double())
-    with torch.autocast("cpu", torch.bfloat16):
-        found, expected = in_eval(fused, x), in_eval(model, x)
-    # A residual that autocast leaves in float32 must not be rounded.
-    assert found.dtype == expected.dtype and relative_error(found, exact) <= 1.05 * relative_error(expected, exact)
-    assert relative_error(in_eval(fused.double(), x.double()), exact) <= 1e-13
+
+    def draw():
+        redrawn(model, fused)
+        x = image(size=(17, 15))
+        with torch.autocast("cpu", torch.bfloat16):
+            out, original = in_eval(fused, x), in_eval(model, x)
+        return out, original, in_eval(copy.deepcopy(model).double(), x.double())
+
+    assert_no_further_on_average(draw)
+
+
+def test_casts_of_the_model():
+    model = trained("mobilenet")
+    fused, _ = fastconv.fuse(model)
+    x = image(torch.float64)
+    assert relative_error(in_eval(fused.double(), x), in_eval(model.double(), x)) <= 1e-13
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "squeeze-and-excitation"])

@@ -5,9 +5,9 @@ import copy
 
 import pytest
 import torch
-from helpers import assert_no_further, relative_error
+from helpers import assert_no_further_on_average, relative_error
 from torch import nn
-from trained import randomise_norms
+from trained import randomise_norms, redrawn
 
 import fastconv
 from fastconv.cli.fuse import import_library
@@ -21,7 +21,6 @@ def library(name):
 
 
 def build(name):
-    torch.manual_seed(0)
     source, _, rest = name.partition(":")
     model, _, stride = rest.partition("@")
     if source == "torchvision":
@@ -95,7 +94,12 @@ def test_named_networks(name, monkeypatch):
 def test_no_further_from_float64_in_bfloat16(name):
     model = build(name).bfloat16()
     fused, _ = fastconv.fuse(model)
-    x = torch.randn(2, 3, 64, 64).bfloat16()
-    with torch.no_grad():
-        exact = copy.deepcopy(model).double()(x.double())
-        assert_no_further(fused(x), model(x), exact, name)
+
+    @torch.no_grad()
+    def draw():
+        redrawn(model, fused)
+        x = torch.randn(2, 3, 64, 64).bfloat16()
+        return fused(x), model(x), copy.deepcopy(model).double()(x.double())
+
+    # Weight, bias and map, where the original rounds a map before the norm and one behind it.
+    assert_no_further_on_average(draw, roundings=3 / 2, draws=12, label=name)

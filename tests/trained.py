@@ -17,6 +17,14 @@ def randomise_norms(model):
     return model
 
 
+def redrawn(model, twin):
+    """New weights for a model and for its fused twin, of a size that keeps deep maps from fading."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    twin.load_state_dict(randomise_norms(model).state_dict())
+
+
 def dw(c, k=3, s=1, d=1, m=1, bias=False):
     return nn.Conv2d(c, c * m, k, s, d * (k - 1) // 2, d, groups=c, bias=bias)
 
