@@ -98,7 +98,7 @@ void bind_cuda_plans(py::module_& m) {
         const ConvGeometry g = parse_geometry(input, multiplier, kernel, stride, padding, dilation);
         const SeparableForward p = separable_of(g, out_channels, parse_dtype_name(type), parse_layout_name(format), input_activation, residual);
         py::dict d;
-        d["fused"] = described(cuda::cost_separable(p, tf32 ? cuda::FloatProducts::tf32 : cuda::FloatProducts::full, chip.device, chip.rates));
+        d["fused"] = described(cuda::cost_separable(p, cuda::float_products(tf32), chip.device, chip.rates));
         d["unfused"] = described(cuda::cost_unfused(p, chip.device, chip.rates));
         d["floor"] = cuda::floor_seconds(p, chip.rates);
         return d;

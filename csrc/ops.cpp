@@ -5,6 +5,7 @@
 //   * stride, dilation and kernel_size are (vertical, horizontal).
 //   * Convolution padding is (top, bottom, left, right), so that "same" padding with an even kernel is expressible.
 //   * Activations are one of identity, relu, relu6, silu, gelu, gelu_tanh, hardswish.
+//   * allow_tf32: float32 products of the pointwise convolution may be taken in TF32 on CUDA devices; other devices ignore it.
 //   * Backward operators return one tensor per gradient in a fixed order; where output_mask is false that tensor is empty (0 elements).
 #include <torch/csrc/stable/library.h>
 
@@ -23,13 +24,14 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   // pointwise_weight is (O, C*M) or (O, C*M, 1, 1).
   m.def(
       "depthwise_separable_conv2d(Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? depthwise_bias, Tensor? pointwise_bias, "
-      "Tensor? residual, int[] stride, int[] padding, int[] dilation, str input_activation, str depthwise_activation, str pointwise_activation) -> Tensor");
+      "Tensor? residual, int[] stride, int[] padding, int[] dilation, str input_activation, str depthwise_activation, str pointwise_activation, "
+      "bool allow_tf32=False) -> Tensor");
 
   // Gradients of (input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual); m is recomputed.
   m.def(
       "depthwise_separable_conv2d_backward(Tensor grad_output, Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? depthwise_bias, "
       "Tensor? pointwise_bias, Tensor? residual, Tensor? output, int[] stride, int[] padding, int[] dilation, str input_activation, "
-      "str depthwise_activation, str pointwise_activation, bool[] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "str depthwise_activation, str pointwise_activation, bool[] output_mask, bool allow_tf32=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // Max pool at every offset. fragments=False: the stitched dense map (N, C, Dh, Dw); fragments=True: (N*sy*sx, C, ceil(Dh/sy), ceil(Dw/sx)),
   // batch index (n*sy + oy)*sx + ox, short fragments filled up with `fill`.

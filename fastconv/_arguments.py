@@ -119,6 +119,22 @@ def like_input(op: str, input: torch.Tensor, **tensors: torch.Tensor | None) -> 
             raise ValueError(f"{op}: {name} must be on the input's device {device}, got {tensor.device}")
 
 
+@torch.compiler.assume_constant_result
+def convolutions_take_tf32() -> bool:
+    """What torch.nn.functional.conv2d goes by on a CUDA device.
+
+    Both of torch's interfaces arrive here: `torch.backends.cudnn.allow_tf32`, and `torch.backends.cudnn.conv.fp32_precision`
+    with what it inherits from. Dynamo can neither trace the read nor guard on it: a compiled graph keeps what held when
+    it was traced.
+    """
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+def allow_tf32(input: torch.Tensor) -> bool:
+    """Whether the float32 products of a call may be taken in TF32; no CPU kernel does, so nothing is asked there."""
+    return input.dtype == torch.float32 and input.device.type != "cpu" and convolutions_take_tf32()
+
+
 def residual(op: str, input: torch.Tensor, value: torch.Tensor, shape) -> torch.Tensor:
     """The residual as (N, O, Ho, Wo); unbatched with an unbatched input."""
     expected = shape if input.dim() == 4 else shape[1:]

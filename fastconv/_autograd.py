@@ -41,7 +41,7 @@ def _depthwise_conv2d(ops, ctx, grad_output):
 
 
 def _save_depthwise_separable_conv2d(ctx, inputs, output):
-    input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, *geometry = inputs
+    input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, *geometry, ctx.allow_tf32 = inputs
     activation = geometry[-1]
     ctx.save_for_backward(
         input,
@@ -61,9 +61,9 @@ def _depthwise_separable_conv2d(ops, ctx, grad_output):
     grad_output = _dense(grad_output, suggest_memory_format(input))
     passes_through = mask[5] and ctx.geometry[-1] == "identity"
     asked = [*mask[:5], mask[5] and not passes_through]
-    gradients = ops.depthwise_separable_conv2d_backward(grad_output, *ctx.saved_tensors, *ctx.geometry, asked)
+    gradients = ops.depthwise_separable_conv2d_backward(grad_output, *ctx.saved_tensors, *ctx.geometry, asked, ctx.allow_tf32)
     gradients = _wanted(gradients, asked)
-    return *gradients[:5], grad_output if passes_through else gradients[5], *(None,) * 6
+    return *gradients[:5], grad_output if passes_through else gradients[5], *(None,) * 7
 
 
 def _save_max_pool(ctx, inputs, output):

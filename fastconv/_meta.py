@@ -80,7 +80,7 @@ def _depthwise_conv2d_backward(grad_output, input, weight, bias, output, stride,
 
 def _depthwise_separable_conv2d(
     input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation,
-    depthwise_activation, pointwise_activation,
+    depthwise_activation, pointwise_activation, allow_tf32=False,
 ):  # fmt: skip
     shape = conv_output_shape(input.shape, pointwise_weight.shape[0], depthwise_weight.shape[2:], stride, padding, dilation)
     return _like(input, shape)
@@ -88,7 +88,7 @@ def _depthwise_separable_conv2d(
 
 def _depthwise_separable_conv2d_backward(
     grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, stride, padding, dilation,
-    input_activation, depthwise_activation, pointwise_activation, output_mask,
+    input_activation, depthwise_activation, pointwise_activation, output_mask, allow_tf32=False,
 ):  # fmt: skip
     return (
         _like(input, input.shape) if output_mask[0] else input.new_empty((0,)),

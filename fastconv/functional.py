@@ -118,6 +118,11 @@ def depthwise_separable_conv2d(
     Under autograd the input is kept for the backward pass, and the output where relu or relu6 end the call (the
     residual where another activation but identity does); the map in between is computed again. In 16 bits that map may
     be rounded to the input's dtype; everything else accumulates in float32.
+
+    float32 on a CUDA device multiplies the pointwise part, forward and backward, in TF32 where
+    ``torch.backends.cudnn.conv.fp32_precision`` is "tf32" (torch's default; ``torch.backends.cudnn.allow_tf32 = False``
+    and "ieee" turn it off), as conv2d does there. The flag is read when the forward is called, and by torch.compile and
+    torch.export when they trace.
     """
     op = "depthwise_separable_conv2d"
     x = check.batched(op, input)
@@ -155,6 +160,7 @@ def depthwise_separable_conv2d(
         input_activation,
         depthwise_activation,
         pointwise_activation,
+        check.allow_tf32(x),
     )
     return out.squeeze(0) if input.dim() == 3 else out
 

@@ -41,8 +41,9 @@ def depthwise_conv2d(input, weight, bias, stride, padding, dilation, activation)
 
 def depthwise_separable_conv2d(
     input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation,
-    depthwise_activation, pointwise_activation,
+    depthwise_activation, pointwise_activation, allow_tf32=False,
 ):  # fmt: skip
+    # allow_tf32 is not looked at: torch's convolutions read torch's own flags.
     m = _conv2d(ACTIVATIONS[input_activation](input), depthwise_weight, depthwise_bias, stride, padding, dilation, groups=input.shape[1])
     m = ACTIVATIONS[depthwise_activation](m)
     out = F.conv2d(m, pointwise_weight.reshape(*pointwise_weight.shape[:2], 1, 1), pointwise_bias)

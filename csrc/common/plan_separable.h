@@ -8,6 +8,7 @@ namespace fastconv::cuda {
 
 // How float32 products run; 16-bit ones always run on tensor cores.
 enum class FloatProducts { full, tf32 };
+constexpr FloatProducts float_products(bool allow_tf32) { return allow_tf32 ? FloatProducts::tf32 : FloatProducts::full; }
 
 // Which producer computes the depthwise part.
 enum class Producer {

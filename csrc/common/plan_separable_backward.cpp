@@ -6,13 +6,14 @@
 
 namespace fastconv::cuda {
 
-SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool dweight, bool dbias, const Device& device) {
+SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool dweight, bool dbias, FloatProducts products, const Device& device) {
   constexpr int64_t kPixels = 64, kChannels = 64, kThreads = 128, kSlabBytes = 128, kStages = 3;
   const ConvGeometry& g = p.f.g;
   const int64_t e = element_bytes(p.f.dtype), slab = kSlabBytes / e, middle = g.out_channels();
   SeparableBackwardPlan plan{};
   SeparablePlan& f = plan.f;
   f.producer = choose_producer(p.f);
+  f.products = products;
   f.smooth = smooth_activation(p.f.input_activation) || smooth_activation(p.f.depthwise_activation) || smooth_activation(p.f.pointwise_activation);
   f.vectors = middle % 8 == 0 && address(p.dz1.data) % 16 == 0;
   plan.grad_vectors = p.f.o % 8 == 0 && address(p.grad.data) % 16 == 0 && address(p.pointwise_z.data) % 16 == 0;

@@ -16,6 +16,6 @@ struct SeparableBackwardPlan {
   size_t weight_bytes, partial_bytes;        // workspace: transposed weights, then partial sums
 };
 // `dweight`, `dbias`: which sums over pixels are asked for. Their splits do not depend on the device, so they are the same bits everywhere.
-SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool dweight, bool dbias, const Device& device);
+SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool dweight, bool dbias, FloatProducts products, const Device& device);
 
 }  // namespace fastconv::cuda

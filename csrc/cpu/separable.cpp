@@ -20,7 +20,7 @@ namespace {
 Tensor depthwise_separable_conv2d(
     const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias, const OptTensor& pointwise_bias,
     const OptTensor& residual, std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string input_activation,
-    std::string depthwise_activation, std::string pointwise_activation) {
+    std::string depthwise_activation, std::string pointwise_activation, bool /*allow_tf32*/) {
   const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
   const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
   check_vector(pointwise_bias, "pointwise_bias", o, input);

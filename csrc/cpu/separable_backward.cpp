@@ -33,7 +33,8 @@ void run_pointwise_half(const SeparableBackward& p) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_conv2d_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias,
     const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, std::vector<int64_t> stride, std::vector<int64_t> padding,
-    std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask) {
+    std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask,
+    bool /*allow_tf32*/) {
   const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
   const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
   check_vector(pointwise_bias, "pointwise_bias", o, input);

@@ -10,7 +10,7 @@ namespace {
 Tensor depthwise_separable_conv2d(
     const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias, const OptTensor& pointwise_bias,
     const OptTensor& residual, std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string input_activation,
-    std::string depthwise_activation, std::string pointwise_activation) {
+    std::string depthwise_activation, std::string pointwise_activation, bool allow_tf32) {
   const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
   const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
   check_vector(pointwise_bias, "pointwise_bias", o, input);
@@ -31,7 +31,7 @@ Tensor depthwise_separable_conv2d(
   const SeparableForward p{
       g, o, parse_dtype(input, "input"), layout, act.input, act.depthwise, act.pointwise, view(x, layout), dw.const_data_ptr(), data_or_null(db),
       pw.const_data_ptr(), data_or_null(pb), view(res, layout), mutable_view(out, layout)};
-  const SeparablePlan plan = plan_separable(p, FloatProducts::full, scope.device);
+  const SeparablePlan plan = plan_separable(p, float_products(allow_tf32), scope.device);
   Tensor workspace = empty_dense(input, {static_cast<int64_t>(plan.workspace_bytes)}, ScalarType::Byte);
   launch_separable(p, plan, workspace.mutable_data_ptr(), scope.stream);
   scope.check();

@@ -10,11 +10,11 @@ namespace fastconv::cuda {
 namespace {
 
 // The forward pass once more, into the pre-activation of the pointwise product.
-Tensor pre_activation(SeparableForward f, const Tensor& input, const std::vector<int64_t>& size, const Scope& scope) {
+Tensor pre_activation(SeparableForward f, const Tensor& input, const std::vector<int64_t>& size, FloatProducts products, const Scope& scope) {
   Tensor z = empty_map(input, size, f.layout);
   f.pointwise_activation = Activation::identity;
   f.out = mutable_view(z, f.layout);
-  const SeparablePlan plan = plan_separable(f, FloatProducts::full, scope.device);
+  const SeparablePlan plan = plan_separable(f, products, scope.device);
   Tensor workspace = empty_dense(input, {static_cast<int64_t>(plan.workspace_bytes)}, ScalarType::Byte);
   launch_separable(f, plan, workspace.mutable_data_ptr(), scope.stream);
   return z;
@@ -23,7 +23,8 @@ Tensor pre_activation(SeparableForward f, const Tensor& input, const std::vector
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_conv2d_backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias,
     const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, std::vector<int64_t> stride, std::vector<int64_t> padding,
-    std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask) {
+    std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask,
+    bool allow_tf32) {
   const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
   const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
   check_vector(pointwise_bias, "pointwise_bias", o, input);
@@ -51,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
       data_or_null(pb), view(res, layout), {}};
   Tensor z2, dresidual = none, dz1;
   if (act.pointwise != Activation::identity)
-    z2 = derivative_from_output(act.pointwise) && output ? to_dense(*output, layout) : pre_activation(p.f, input, size, scope);
+    z2 = derivative_from_output(act.pointwise) && output ? to_dense(*output, layout) : pre_activation(p.f, input, size, float_products(allow_tf32), scope);
   if (output_mask[5]) {
     // The gradient before the activation is wanted itself: everything else starts from it.
     dresidual = empty_map(input, size, layout);
@@ -73,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
   Tensor dpw = output_mask[2] ? empty_dense(input, sizes_of(pointwise_weight), input.scalar_type()) : none;
   Tensor dpb = output_mask[4] ? empty_dense(input, {o}, input.scalar_type()) : none;
   if (inner || output_mask[2] || output_mask[4]) {
-    const SeparableBackwardPlan plan = plan_separable_backward(p, output_mask[2], output_mask[4], scope.device);
+    const SeparableBackwardPlan plan = plan_separable_backward(p, output_mask[2], output_mask[4], float_products(allow_tf32), scope.device);
     Tensor workspace = empty_dense(input, {static_cast<int64_t>(plan.weight_bytes + plan.partial_bytes)}, ScalarType::Byte);
     launch_separable_backward(
         p, plan, output_mask[2] ? dpw.mutable_data_ptr() : nullptr, output_mask[4] ? dpb.mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(), scope.stream);

@@ -5,7 +5,7 @@
 namespace fastconv::cuda {
 
 void launch_separable_backward_pixels(const SeparableBackward& p, const SeparableBackwardPlan& plan, const SeparableBackwardWork& work, Stream stream) {
-  with_backward_math(p.f.dtype, [&](auto math) {
+  with_math(p.f.dtype, plan.f.products, [&](auto math) {
     using M = decltype(math);
     if constexpr (sizeof(typename M::T) == 2) {
       if (p.f.g.kh == 5) return launch_pointwise_half<M, Layout::channels_last, PixelRing<5>::Of>(p, plan, work, stream);

@@ -31,12 +31,4 @@ void launch_pointwise_half(const SeparableBackward& p, const SeparableBackwardPl
   }
 }
 
-// float32 is multiplied in full.
-template <class F>
-void with_backward_math(DType dtype, F&& f) {
-  with_math(dtype, FloatProducts::full, [&](auto math) {
-    if constexpr (!decltype(math)::kRound) f(math);
-  });
-}
-
 }  // namespace fastconv::cuda

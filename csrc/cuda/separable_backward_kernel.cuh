@@ -285,11 +285,25 @@ FASTCONV_DEVICE void multiply_tiles(float (&acc)[2][4][4], const unsigned char* 
         for (int n = 0; n < 4; ++n) M::multiply(acc[m][n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
     }
   } else {
-    // Transposed 8 x 8 loads exist for 16-bit elements only: floats are multiplied in full.
+    // Transposed 8 x 8 loads exist for 16-bit elements only: floats are read one by one.
     const int g = lane / 4, t = lane % 4;
     const auto at = [](const unsigned char* tile, int p, int channel) {
       return *reinterpret_cast<const float*>(tile + channel / 32 * (kBackwardPixels * kSlabBytes) + slab_offset(p, channel / 4 % 8) + channel % 4 * 4);
     };
+    if constexpr (M::kTensor) {
+      FASTCONV_NO_UNROLL
+      for (int k = 0; k < kBackwardPixels; k += 8) {
+        // The order of the summed pixels is free: with 2t + j instead of t + 4j, the lanes of a load cover all 32 banks.
+        uint32_t a[2][4], b[4][2];
+        FASTCONV_UNROLL
+        for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = ptx::float_to_tf32(at(rows, k + t * 2 + i % 4 / 2, row + i / 4 * 16 + i % 2 * 8 + g));
+        FASTCONV_UNROLL
+        for (int i = 0; i < 8; ++i) b[i / 2][i % 2] = ptx::float_to_tf32(at(columns, k + t * 2 + i % 2, column + i / 2 * 8 + g));
+        FASTCONV_UNROLL
+        for (int i = 0; i < 8; ++i) M::multiply(acc[i / 4][i % 4], a[i / 4], b[i % 4][0], b[i % 4][1]);
+      }
+      return;
+    }
     FASTCONV_NO_UNROLL
     for (int p = 0; p < kBackwardPixels; ++p) {
       float a[4], b[8];

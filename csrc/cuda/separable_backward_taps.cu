@@ -4,7 +4,7 @@
 namespace fastconv::cuda {
 
 void launch_separable_backward_taps(const SeparableBackward& p, const SeparableBackwardPlan& plan, const SeparableBackwardWork& work, Stream stream) {
-  with_backward_math(p.f.dtype, [&](auto math) {
+  with_math(p.f.dtype, plan.f.products, [&](auto math) {
     using M = decltype(math);
     if (p.f.layout == Layout::channels_last) {
       launch_pointwise_half<M, Layout::channels_last, AnyTaps<Layout::channels_last>::template Of>(p, plan, work, stream);

@@ -153,7 +153,8 @@ def separable(options: argparse.Namespace, x: Tensor) -> Layer:
     asked = conv_plan(options, x, weight)
     asked |= {"out_channels": out_channels, "input_activation": options.input_activation}
     out = call(*residual or [None])
-    arguments = (x, weight, pointwise, None, None, *(residual or [None]), *geometry(asked), *activations.values())
+    allow_tf32 = x.dtype == torch.float32 and check.convolutions_take_tf32()
+    arguments = (x, weight, pointwise, None, None, *(residual or [None]), *geometry(asked), *activations.values(), allow_tf32)
     return Layer("depthwise_separable_conv2d", arguments, [x, weight, pointwise, *residual], out, flops, [middle], "plan_separable", asked)
 
 

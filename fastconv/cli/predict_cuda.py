@@ -44,6 +44,6 @@ def steps(layer, device: str) -> list[dict] | None:
     if layer.plan == "plan_depthwise":
         return _C.cost_cuda_depthwise(multiplier=asked["multiplier"], **common)
     if layer.plan == "plan_separable":
-        tf32 = torch.backends.cudnn.allow_tf32
-        return _C.cost_cuda_separable(multiplier=asked["multiplier"], out_channels=asked["out_channels"], tf32=tf32, **common)["fused"]
+        common |= {"multiplier": asked["multiplier"], "out_channels": asked["out_channels"], "tf32": layer.arguments[-1]}
+        return _C.cost_cuda_separable(**common)["fused"]
     return None

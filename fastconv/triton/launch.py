@@ -146,11 +146,9 @@ def wide(*elements: int) -> bool:
     return max(elements) >= 2**31
 
 
-def dot_precision(dtype: torch.dtype) -> str:
-    """How float32 products run: TF32 only when torch's own convolutions may use it."""
-    if dtype != torch.float32:
-        return "tf32"  # not read for 16-bit operands
-    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+def dot_precision(dtype: torch.dtype, allow_tf32: bool) -> str:
+    """How products run. 16-bit operands do not read it: one value, one compiled kernel."""
+    return "tf32" if allow_tf32 or dtype != torch.float32 else "ieee"
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,8 @@ def fused_ring(conv: Conv) -> tuple[bool, int]:
 
 
 def _fused(
-    x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last, activations, tile
+    x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last, activations,
+    precision, tile
 ):  # fmt: skip
     ring, step_y = fused_ring(conv)
     step_x = conv.dw // math.gcd(conv.dw, conv.sw) if is_channels_last else 1
@@ -258,14 +259,14 @@ def _fused(
             "DEPTHWISE_ACTIVATION": activations[1], "POINTWISE_ACTIVATION": activations[2],
             "HAS_DEPTHWISE_BIAS": depthwise_bias is not None,
             "HAS_POINTWISE_BIAS": pointwise_bias is not None, "HAS_RESIDUAL": residual is not None, "GRADIENT": grad is not None,
-            "PRECISION": dot_precision(x.dtype), "UPCAST": INTERPRETED,
+            "PRECISION": precision, "UPCAST": INTERPRETED,
             "WIDE": wide(conv.c * conv.h * conv.w, conv.out_channels * conv.oh * conv.ow, o * conv.oh * conv.ow),
         },
         **tile.options,
     )  # fmt: skip
 
 
-def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last, activation) -> None:
+def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last, activation, precision) -> None:
     """out = activation(pointwise @ m + bias + residual) over whole maps, or with `grad` grad * activation'(...)."""
     n, c, h, w = m.shape
     o, pixels = out.shape[1], h * w
@@ -282,7 +283,7 @@ def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last
             "m_ptr": m, "pointwise_ptr": pointwise_weight, "bias_ptr": bias, "residual_ptr": residual, "grad_ptr": grad, "out_ptr": out,
             "P": pixels, "pixel_blocks": pixel_blocks, "channel_blocks": channel_blocks, "C": c, "O": o, "BM": tile.bm, "BK": tile.bk,
             "BN": tile.bn, "STAGES": tile.stages, "CHANNELS_LAST": is_channels_last, "ACTIVATION": activation, "HAS_BIAS": bias is not None,
-            "HAS_RESIDUAL": residual is not None, "GRADIENT": grad is not None, "PRECISION": dot_precision(m.dtype), "UPCAST": INTERPRETED,
+            "HAS_RESIDUAL": residual is not None, "GRADIENT": grad is not None, "PRECISION": precision, "UPCAST": INTERPRETED,
             "WIDE": wide(pixels * max(c, o)),
         },
         **tile.options,
@@ -299,6 +300,7 @@ def run_separable(
     conv: Conv,
     is_channels_last: bool,
     activations,
+    precision: str,
     grad=None,
 ) -> torch.Tensor:
     """The forward result, or with `grad` the gradient before the last activation; operands are dense in the format."""
@@ -310,7 +312,7 @@ def run_separable(
     if tile is not None:
         _fused(
             x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last,
-            activations, tile
+            activations, precision, tile
         )  # fmt: skip
         return out
     for images in configs.image_runs(conv, x.element_size()):
@@ -322,14 +324,14 @@ def run_separable(
         run_product(
             m, pointwise_weight, pointwise_bias, None if residual is None else residual[part], None if grad is None else grad[part],
             out[part],
-            is_channels_last, activations[2],
+            is_channels_last, activations[2], precision,
         )  # fmt: skip
     return out
 
 
 def depthwise_separable_conv2d(
     input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation,
-    depthwise_activation, pointwise_activation,
+    depthwise_activation, pointwise_activation, allow_tf32=False,
 ):  # fmt: skip
     conv = Conv.of(input, depthwise_weight, stride, padding, dilation)
     is_channels_last = channels_last(input)
@@ -337,4 +339,5 @@ def depthwise_separable_conv2d(
         dense(input, is_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias),
         vector(pointwise_bias),
         dense(residual, is_channels_last), conv, is_channels_last, (input_activation, depthwise_activation, pointwise_activation),
+        dot_precision(input.dtype, allow_tf32),
     )  # fmt: skip

@@ -173,7 +173,9 @@ def _steps(conv: Conv, is_channels_last: bool) -> tuple[bool, int, int]:
     return ring, step_y, conv.dw if is_channels_last and conv.sw == 1 else 1
 
 
-def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations):
+def _gradient_of_intermediate(
+    grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, precision
+):  # fmt: skip
     o = pointwise_weight.shape[0]
     dz1 = empty_map(x, (conv.n, conv.out_channels, conv.oh, conv.ow), is_channels_last)
     ring, step_y, step_x = _steps(conv, is_channels_last)
@@ -191,7 +193,7 @@ def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, 
             "dz1_ptr": dz1,
             "channel_blocks": channel_blocks, "BK": tile.bk, "BN": tile.bn, "RING": ring and tile.ring,
             "STAGES": tile.options.get("num_stages", 1),
-            "POINTWISE_ACTIVATION": activations[2], "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "PRECISION": dot_precision(x.dtype),
+            "POINTWISE_ACTIVATION": activations[2], "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "PRECISION": precision,
         },
         **tile.options,
     )  # fmt: skip
@@ -199,7 +201,8 @@ def _gradient_of_intermediate(grad, out, x, depthwise_weight, pointwise_weight, 
 
 
 def _pointwise_gradient(
-    grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, want_weight, want_bias
+    grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, precision, want_weight,
+    want_bias
 ):  # fmt: skip
     o, c = pointwise_weight.shape[0], conv.out_channels
     weight_gradient = torch.empty_like(pointwise_weight) if want_weight else nothing(x)
@@ -227,7 +230,7 @@ def _pointwise_gradient(
             "bias_partial_ptr": bias_partial, "out_blocks": out_blocks, "channel_blocks": channel_blocks, "strip_count": strips.count,
             "BO": tile.bk, "BC": tile.bn, "RING": ring and tile.ring, "STRIPS": per_program, "POINTWISE_ACTIVATION": activations[2],
             "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "WANT_WEIGHT": want_weight, "WANT_BIAS": want_bias, "STORED": stored,
-            "PRECISION": dot_precision(x.dtype),
+            "PRECISION": precision,
         },
         **tile.options,
     )  # fmt: skip
@@ -240,7 +243,7 @@ def _pointwise_gradient(
 
 def depthwise_separable_conv2d_backward(
     grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, stride, padding, dilation,
-    input_activation, depthwise_activation, pointwise_activation, output_mask,
+    input_activation, depthwise_activation, pointwise_activation, output_mask, allow_tf32=False,
 ):  # fmt: skip
     conv = Conv.of(input, depthwise_weight, stride, padding, dilation)
     is_channels_last = channels_last(input)
@@ -248,7 +251,7 @@ def depthwise_separable_conv2d_backward(
     x, grad, out = (dense(t, is_channels_last) for t in (input, grad_output, output))
     depthwise_weight, pointwise_weight = depthwise_weight.contiguous(), pointwise_weight.contiguous()
     depthwise_bias = vector(depthwise_bias)
-    activations = (input_activation, depthwise_activation, pointwise_activation)
+    activations, precision = (input_activation, depthwise_activation, pointwise_activation), dot_precision(x.dtype, allow_tf32)
     if grad.numel() == 0:
         shapes = (x, depthwise_weight, pointwise_weight, depthwise_weight[:, 0, 0, 0], pointwise_weight[:, 0].flatten(), grad)
         return tuple(torch.zeros_like(like) if wanted else nothing(x) for like, wanted in zip(shapes, output_mask, strict=True))
@@ -257,7 +260,7 @@ def depthwise_separable_conv2d_backward(
         grad = run_separable(
             x, depthwise_weight, pointwise_weight, depthwise_bias, vector(pointwise_bias), dense(residual, is_channels_last), conv,
             is_channels_last,
-            activations, grad,
+            activations, precision, grad,
         )  # fmt: skip
         residual_gradient = grad
         activations, out = (*activations[:2], "identity"), None
@@ -269,7 +272,7 @@ def depthwise_separable_conv2d_backward(
     dx, depthwise_gradient, depthwise_bias_gradient = (nothing(x),) * 3
     if want_dx or want_depthwise or want_depthwise_bias:
         dz1 = _gradient_of_intermediate(
-            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations
+            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, precision
         )  # fmt: skip
         dx, depthwise_gradient, depthwise_bias_gradient = run_depthwise_backward(
             dz1,
@@ -287,8 +290,8 @@ def depthwise_separable_conv2d_backward(
     pointwise_gradients = (nothing(x),) * 2
     if want_pointwise or want_pointwise_bias:
         pointwise_gradients = _pointwise_gradient(
-            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, want_pointwise,
-            want_pointwise_bias
+            grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, precision,
+            want_pointwise, want_pointwise_bias
         )  # fmt: skip
     return dx, depthwise_gradient, pointwise_gradients[0], depthwise_bias_gradient, pointwise_gradients[1], residual_gradient
 

@@ -82,7 +82,7 @@ def separable_backward() -> list[dict]:
     """The forward pass's cases of few pixels, with its activations, and some that ask for a part of the gradients only."""
     rows = []
     for i, row in enumerate(separable()):
-        if row.get("tf32") or row.get("far"):
+        if row.get("far"):
             continue
         row = {key: value for key, value in row.items() if key not in ("form", "multiprocessors", "residual", "weight_offset")}
         row.setdefault("pointwise", ACTIVATIONS[i % 7])

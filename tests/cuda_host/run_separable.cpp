@@ -13,15 +13,14 @@ void run(const Case& c) {
   const SeparableCase s(c);
   Map out(s.t, s.layout, s.g.n, s.o, s.g.oh, s.g.ow, c.number("offset", 0));
   const SeparableForward p = s.forward(out);
-  const cuda::FloatProducts products = c.number("tf32", 0) ? cuda::FloatProducts::tf32 : cuda::FloatProducts::full;
-  const cuda::SeparablePlan plan = cuda::plan_separable(p, products, device_of(c));
+  const cuda::SeparablePlan plan = cuda::plan_separable(p, cuda::float_products(s.tf32), device_of(c));
   if (c.word("form", "") != "") require(form_name(plan) == c.word("form", ""), "the plan is " + form_name(plan));
   Memory workspace(plan.workspace_bytes, 0);
   cuda::launch_separable(p, plan, workspace.data(), nullptr);
 
   // The depthwise sum and the product round once each; the product's error grows with the square root of its terms.
   const std::vector<double> middle = s.middle();
-  const double step = c.number("tf32", 0) && s.t == DType::f32 ? 0x1p-11 : unit_roundoff(s.t);
+  const double step = s.product_roundoff();
   Comparison result;
   int64_t i = 0;
   for (int64_t n = 0; n < s.g.n; ++n)
@@ -33,6 +32,7 @@ void run(const Case& c) {
           result.near("out", i, out.get(n, k, y, x), activate(s.pointwise, z), magnitude * (step + 0x1p-20) + 1e-6, unit_roundoff(s.t) * 2);
         }
   finish(result);
+  s.require_rounding(result);
 }
 
 }  // namespace

@@ -26,13 +26,13 @@ void run(const Case& c) {
   p.grad = grad.view();
   if (z2.n) p.pointwise_z = z2.view();
   if (want_dz) p.dz1 = dz.mutable_view();
-  const cuda::SeparableBackwardPlan plan = cuda::plan_separable_backward(p, want_weight, want_bias, device_of(c));
+  const cuda::SeparableBackwardPlan plan = cuda::plan_separable_backward(p, want_weight, want_bias, cuda::float_products(s.tf32), device_of(c));
   Memory workspace(plan.weight_bytes + plan.partial_bytes, 0);
   cuda::launch_separable_backward(p, plan, dweight.data(), dbias.data(), workspace.data(), nullptr);
 
   // Both factors of a product are rounded, so is its result; what follows is a sum of `terms` such products.
   const std::vector<double> z1 = s.depthwise_sums();
-  const double step = unit_roundoff(s.t) * 2 + 0x1p-18;
+  const double step = s.product_roundoff() * 2 + 0x1p-18;
   std::vector<double> sum(s.o * middle), size(s.o * middle), bias(s.o), bias_size(s.o);
   Comparison result;
   for (int64_t n = 0; n < g.n; ++n)
@@ -63,6 +63,7 @@ void run(const Case& c) {
     result.near("dweight", i, dweight.get(i), sum[i], std::sqrt(size[i]) * 4 * step + 1e-6, step);
   for (int64_t k = 0; want_bias && k < s.o; ++k) result.near("dbias", k, dbias.get(k), bias[k], bias_size[k] * step + 1e-6, step);
   finish(result);
+  s.require_rounding(result);
 }
 
 }  // namespace

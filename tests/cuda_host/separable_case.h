@@ -31,6 +31,7 @@ struct SeparableCase {
   DType t;
   Layout layout;
   Activation input, depthwise, pointwise;
+  bool tf32;
   Random random;
   Map x, residual;
   Vector depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias;
@@ -43,6 +44,7 @@ struct SeparableCase {
         input(c.activation("input")),
         depthwise(c.activation("depthwise")),
         pointwise(c.activation("pointwise")),
+        tf32(c.number("tf32", 0)),
         random(static_cast<uint64_t>(c.number("seed", 1))),
         x(t, layout, g.n, g.c, g.h, g.w, c.number("offset", 0), image_stride(c)),
         residual(t, layout, c.number("residual", 0) ? g.n : 0, o, g.oh, g.ow, c.number("offset", 0)),
@@ -61,6 +63,14 @@ struct SeparableCase {
   fastconv::SeparableForward forward(const Map& out) const {
     return {g, o, t, layout, input, depthwise, pointwise, x.view(), depthwise_weight.data(), depthwise_bias.data(), pointwise_weight.data(), pointwise_bias.data(),
             residual.n ? residual.view() : fastconv::MapView{nullptr, 0, 0, 0, 0}, out.mutable_view()};
+  }
+
+  // Half a unit in the last place of the products' operands.
+  double product_roundoff() const { return tf32 && t == DType::f32 ? 0x1p-11 : unit_roundoff(t); }
+
+  // TF32 that was asked for and not taken would pass every comparison.
+  void require_rounding(const Comparison& result) const {
+    if (tf32 && t == DType::f32 && result.count > 0) require(result.relative_l2() > 0x1p-16, "products were not rounded to TF32");
   }
 
   int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const { return ((n * g.out_channels() + c) * g.oh + y) * g.ow + x; }
