@@ -104,6 +104,12 @@ def test_pointwise_weight_may_be_a_matrix(memory_format, device):
     assert_bitwise(depthwise_separable_conv2d(**tensors, **conv_geometry(case)), out)
 
 
+def test_outputs_larger_than_the_cache(memory_format, device):
+    """From 8 MB of float32 on the CPU stores around the caches, contiguous rows by way of a buffer, since they begin at any address."""
+    case = ConvCase("streaming", (2, 4, 241, 237), out_channels=19)
+    check_forward(separable_tensors(case, torch.float32, device, memory_format, residual=True), **conv_geometry(case), **activations(ORDERS["deeplab"]))
+
+
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)], ids=["stride-1", "stride-2"])
 def test_maps_larger_than_the_cache(stride, dtype, device):
     """Rows between the first and the last tap beyond any second-level cache: the CPU takes columns in strips and rows by residue class then."""

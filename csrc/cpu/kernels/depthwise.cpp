@@ -112,9 +112,9 @@ void tile_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* p
       if (c == first || c % g.multiplier == 0)
         stage.bind(static_cast<const T*>(p.x.data) + n * p.x.sn + c / g.multiplier * p.x.sc, p.x.sh);
       T* out = static_cast<T*>(p.out.data) + (n * channels + c) * plane + p0;
-      stage.channel(packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+      stage.channel(packed + c * taps, packed[channels * taps + c], p.activation, [&](int64_t vector, auto& acc) __attribute__((always_inline)) {
         constexpr int size = sizeof(acc) / sizeof(vf);
-        const int64_t at = groups.begin(group) * L, left = p1 - p0 - at;
+        const int64_t at = vector * L, left = p1 - p0 - at;
 #pragma GCC unroll 4
         for (int v = 0; v < size; ++v) {
           if (left >= (v + 1) * L)

@@ -27,6 +27,9 @@ bool use_bf16_dot(const SeparableForward& p) { return kBf16Dot && p.dtype == DTy
 
 int64_t panel_begin(int64_t vectors, int64_t panels, int64_t panel) { return vectors * panel / panels; }
 
+// Contiguous rows of a tile that wait for their store around the caches.
+int64_t waiting_bytes(int64_t tile_pixels) { return align64(4 * kRows * tile_pixels); }
+
 // Tiles of equal size, a multiple of `unit`, at most `most` pixels, and enough of them for every thread.
 int64_t tile_size(int64_t pixels, int64_t most, int64_t unit, int threads) {
   int64_t tiles = ceil_div(pixels, max64(unit, most / unit * unit));
@@ -41,8 +44,8 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
   s.panel_rows = kRows;
   s.bf16_dot = use_bf16_dot(p);
   s.splits = 1;
-  const int64_t run = p.layout == Layout::channels_last ? p.o : pixels;
-  s.streaming = L == 16 && p.dtype == DType::f32 && 4 * g.n * p.o * pixels > kBypassFrom && run % L == 0 && reinterpret_cast<uintptr_t>(p.out.data) % 64 == 0;
+  const bool aligned = p.layout == Layout::contiguous || (p.o % L == 0 && reinterpret_cast<uintptr_t>(p.out.data) % 64 == 0);
+  s.streaming = L == 16 && p.dtype == DType::f32 && 4 * g.n * p.o * pixels > kBypassFrom && aligned;
   if (p.layout == Layout::channels_last) {
     const int64_t vectors = ceil_div(p.o, L), size = s.bf16_dot ? 2 : 4;
     s.panel_vectors = kPanelVectors;
@@ -77,7 +80,7 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
       s.items *= s.splits;
     }
     s.row_stride = kGroupPixels;
-    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels);
+    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels) + (s.streaming ? waiting_bytes(s.tile_pixels) : 0);
     // Depthwise weights and bias, pointwise bias and (16-bit inputs) pointwise weights, all as float32.
     s.packed_bytes = align64(4 * channels * (g.taps() + 1)) + align64(4 * p.o) + (p.dtype == DType::f32 ? 0 : 4 * p.o * channels);
     s.pack_items = 1 + (p.dtype == DType::f32 ? 0 : ceil_div(p.o, 16));
@@ -155,17 +158,19 @@ void pack_nhwc(const SeparableForward& p, const SeparablePlan& s, int64_t begin,
   }
 }
 
-// A register block to memory: + residual, activation. Row r goes to out + at(r); lanes beyond `lanes` and rows beyond `rows` are dropped.
-template <int R, int NV, class T, class At>
-FASTCONV_INLINE void finish(vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, bool streaming, const At& at) {
+// A register block to memory: + residual, activation. Row r of the residual lies at residual + at(r), of the output at out + to_row(r); lanes beyond `lanes` and
+// rows beyond `rows` are dropped.
+template <int R, int NV, class T, class At, class To>
+FASTCONV_INLINE void finish(
+    vf (&acc)[R][NV], int rows, int64_t lanes, Activation activation, const T* residual, T* out, bool streaming, const At& at, const To& to_row) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     if (r >= rows) break;
-    const int64_t row = at(r);
+    const int64_t row = to_row(r);
     if (residual)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
-        const T* res = residual + row + v * L;
+        const T* res = residual + at(r) + v * L;
         const int64_t n = lanes - v * L;
         if (n >= L)
           acc[r][v] += load(res);
@@ -200,7 +205,8 @@ __attribute__((noinline)) void block_nhwc(
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = load(bias + v * L);
   gemm_block<Dot, NV, kRows>(k_count, panel, NV * L, a, row_stride, 1, acc, fetch);
-  finish(acc, rows, lanes, p.pointwise_activation, residual, out, streaming, [&](int r) { return pixel[r] * p.o; });
+  const auto row = [&](int r) { return pixel[r] * p.o; };
+  finish(acc, rows, lanes, p.pointwise_activation, residual, out, streaming, row, row);
 }
 
 // Scratch: float32 for float32 products, bfloat16 read as pairs for dot products.
@@ -332,10 +338,11 @@ void pack_nchw(const SeparableForward& p, int64_t begin, int64_t end, void* pack
   }
 }
 
+// `pitch` is the distance of two rows of `out`.
 template <int R, int NV, class T>
 __attribute__((noinline)) void block_nchw(
     const SeparableForward& p, int64_t channels, const float* panel, const float* weights, const float* bias, int64_t pixels, const T* residual, T* out,
-    Fetch fetch, bool streaming) {
+    int64_t pitch, Fetch fetch) {
   const int64_t plane = p.g.oh * p.g.ow;
   vf acc[R][NV];
 #pragma GCC unroll 16
@@ -343,7 +350,8 @@ __attribute__((noinline)) void block_nchw(
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = set1(bias[r]);
   gemm_block<F32Dot, NV, R>(channels, panel, NV * L, weights, channels, 1, acc, fetch);
-  finish(acc, R, pixels, p.pointwise_activation, residual, out, streaming, [&](int r) { return r * plane; });
+  finish(
+      acc, R, pixels, p.pointwise_activation, residual, out, false, [&](int r) { return r * plane; }, [&](int r) { return r * pitch; });
 }
 
 // The same for planes: the lowest rows of the next tile, one channel after the other, handed out over `calls` products.
@@ -374,6 +382,16 @@ class PlaneFetch {
   int64_t lines_ = 0, calls_, channels_, call_ = 0;
 };
 
+// n elements around the caches, but for the ends, which share a cache line with others.
+template <class T>
+void copy_streaming(const T* from, int64_t n, T* to) {
+  const int64_t head = min64(n, int64_t(-reinterpret_cast<uintptr_t>(to) % (L * sizeof(T)) / sizeof(T)));
+  if (head > 0) store_part(to, load_part(from, int(head)), int(head));
+  int64_t i = head;
+  for (; i + L <= n; i += L) store_streaming(to + i, load(from + i));
+  if (i < n) store_part(to + i, load_part(from + i, int(n - i)), int(n - i));
+}
+
 template <class T>
 void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNchw& w, int64_t n, int64_t tile, int64_t split, void* scratch) {
   const ConvGeometry& g = p.g;
@@ -387,9 +405,9 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
   const T* image = static_cast<const T*>(p.x.data) + n * p.x.sn;
   for (int64_t c = 0; c < channels; ++c) {
     if (c % g.multiplier == 0) stage.bind(image + c / g.multiplier * p.x.sc, p.x.sh);
-    stage.channel(w.depthwise + c * taps, w.depthwise_bias[c], p.depthwise_activation, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+    stage.channel(w.depthwise + c * taps, w.depthwise_bias[c], p.depthwise_activation, [&](int64_t vector, auto& acc) __attribute__((always_inline)) {
       constexpr int64_t size = sizeof(acc) / sizeof(vf);
-      float* to = panels + (groups.begin(group) * channels + c * size) * L;
+      float* to = panels + (vector * channels + c * size) * L;
 #pragma GCC unroll 4
       for (int v = 0; v < size; ++v) store(to + v * L, acc[v]);
     });
@@ -399,16 +417,21 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
   T* out = static_cast<T*>(p.out.data);
   const int64_t first = p.o * split / s.splits, last = p.o * (split + 1) / s.splits;
   PlaneFetch<T> fetch(p, image, p1, s.tile_pixels, groups.count * ceil_div(last - first, kRows));
+  // Rows that go around the caches wait in scratch until the tile's run is complete: rows of a plane start at any address, stores around the caches do not.
+  T* waiting = s.streaming ? static_cast<T*>(static_cast<void*>(static_cast<char*>(scratch) + s.scratch_bytes - waiting_bytes(s.tile_pixels))) : nullptr;
   // Groups innermost: a row of the output is written in one run of the tile's pixels.
   auto rows = [&](auto count, int64_t o) __attribute__((always_inline)) {
+    const int64_t run = (n * p.o + o) * plane + p0;
     for (int64_t group = 0; group < groups.count; ++group) {
-      const int64_t pixel = p0 + groups.begin(group) * L, offset = (n * p.o + o) * plane + pixel;
+      const int64_t at = groups.begin(group) * L;
       with_group_size(groups.size(group), [&](auto size) __attribute__((always_inline)) {
         block_nchw<count.value, size.value, T>(
-            p, channels, panels + groups.begin(group) * channels * L, w.weights + o * channels, w.bias + o, p1 - pixel, residual ? residual + offset : nullptr,
-            out + offset, fetch.next(), s.streaming);
+            p, channels, panels + at * channels, w.weights + o * channels, w.bias + o, p1 - p0 - at, residual ? residual + run + at : nullptr,
+            waiting ? waiting + at : out + run + at, waiting ? s.tile_pixels : plane, fetch.next());
       });
     }
+    if (waiting)
+      for (int r = 0; r < count.value; ++r) copy_streaming(waiting + r * s.tile_pixels, p1 - p0, out + run + r * plane);
   };
   int64_t o = first;
   for (; o + kRows <= last; o += kRows) rows(Int<kRows>{}, o);

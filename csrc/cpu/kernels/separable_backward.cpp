@@ -234,10 +234,10 @@ void tile_nchw(const SeparableBackward& p, const SeparableBackwardPlan& s, const
     for (int64_t c = 0; c < channels; ++c) {
       if (c % g.multiplier == 0) stage.bind(image + c / g.multiplier * f.x.sc, f.x.sh);
       stage.channel(
-          w.depthwise + c * taps, w.depthwise[channels * taps + c], Activation::identity, [&](int64_t group, auto& acc) __attribute__((always_inline)) {
+          w.depthwise + c * taps, w.depthwise[channels * taps + c], Activation::identity, [&](int64_t vector, auto& acc) __attribute__((always_inline)) {
             constexpr int size = sizeof(acc) / sizeof(vf);
 #pragma GCC unroll 4
-            for (int v = 0; v < size; ++v) store(z1 + (group * channels + c) * kGroupPixels + v * L, acc[v]);
+            for (int v = 0; v < size; ++v) store(z1 + vector * L * channels + c * kGroupPixels + v * L, acc[v]);
           });
     }
   }

@@ -1,42 +1,12 @@
 // The contiguous form of the depthwise stage: vectors run over flat output pixels of one plane.
 //
-// Every tap is a constant offset from the output pixel's flat index, and a border is a set of lanes: one mask per (vector, tap), computed once for a tile
-// and shared by all channels. Where the input plane itself has that form (float32, stride 1, same width) it is read as it lies in memory. Otherwise the
-// rows a tile needs are copied as float32, one plane for every residue of the column modulo the stride, one set of rows for every residue of the row.
+// Every tap is a constant offset from the output pixel's flat index (plane_taps.h). Where the input plane itself has that form (float32, stride 1, same
+// width) it is read as it lies in memory. Otherwise the rows a tile needs are copied as float32, one plane for every residue of the column modulo the
+// stride, one set of rows for every residue of the row.
 #pragma once
-#include "stage.h"
+#include "plane_taps.h"
 
 namespace fastconv::FASTCONV_ISA {
-
-constexpr int kGroup = kPanelVectors;  // vectors computed together: a panel of the product
-constexpr int64_t kGroupPixels = kGroup * L;
-
-// The vectors of a tile, dealt evenly to the groups that are computed together.
-struct TileGroups {
-  int64_t vectors, count;
-  int64_t begin(int64_t group) const { return vectors * group / count; }
-  int64_t size(int64_t group) const { return begin(group + 1) - begin(group); }
-};
-inline TileGroups even_groups(int64_t pixels) {
-  const int64_t vectors = ceil_div(pixels, L);
-  return {vectors, ceil_div(vectors, kGroup)};
-}
-// Groups of the full size, lanes past the tile included.
-inline TileGroups whole_groups(int64_t pixels) {
-  const int64_t count = ceil_div(pixels, kGroupPixels);
-  return {count * kGroup, count};
-}
-
-// f(Int<n>{}) for the group's number of vectors.
-template <class F>
-FASTCONV_INLINE void with_group_size(int64_t n, const F& f) {
-  switch (n) {
-    case 1: return f(Int<1>{});
-    case 2: return f(Int<2>{});
-    case 3: return f(Int<(kGroup >= 3 ? 3 : 1)>{});
-    default: return f(Int<(kGroup >= 4 ? 4 : 1)>{});
-  }
-}
 
 // Where the taps of a tile read. `columns` is for maps narrower than a residue of their input (no padding): one copy per horizontal tap.
 enum class PlaneSource { in_place, residues, columns };
@@ -88,80 +58,7 @@ struct PlaneStage {
   }
 };
 
-// One tap of one group of vectors.
-struct GroupTap {
-  int64_t offset;  // elements from the group's first pixel
-  int32_t weight;  // index of the tap
-  bool full;
-  uint16_t bits[kGroup];
-};
-
-// Taps of the tile [p0, p1): groups hold `count[group]` taps each, at taps[group * g.taps()].
-struct TileTaps {
-  GroupTap* taps;
-  int32_t* count;
-};
-constexpr int64_t tile_taps_bytes(int64_t groups, int64_t taps) { return round_up(groups * taps * int64_t(sizeof(GroupTap)) + groups * 4, 64); }
-
-inline TileTaps place_tile_taps(void* memory, int64_t groups, int64_t taps) {
-  GroupTap* t = static_cast<GroupTap*>(memory);
-  return {t, reinterpret_cast<int32_t*>(t + groups * taps)};
-}
-
-inline void find_tile_taps(const ConvGeometry& g, const PlaneStage& stage, int64_t p0, int64_t p1, TileGroups groups, TileTaps out) {
-  vi lane;
-  for (int i = 0; i < L; ++i) lane[i] = i;
-  const vi zero = {}, out_width = zero + int32_t(g.ow), width = zero + int32_t(g.w), height = zero + int32_t(g.h);
-  const int32_t sh = int32_t(g.sh), sw = int32_t(g.sw);
-  for (int64_t group = 0; group < groups.count; ++group) {
-    const int64_t p = p0 + groups.begin(group) * L;
-    const int vectors = int(groups.size(group));
-    vi x[kGroup], y[kGroup], live[kGroup];
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t first = p + v * L, row = first / g.ow, column = first - row * g.ow;
-      y[v] = zero + int32_t(row);
-      x[v] = lane + int32_t(column);
-      live[v] = lane < int32_t(max64(0, min64(L, p1 - first)));
-      while (sign_bits(x[v] >= out_width)) {
-        const vi over = x[v] >= out_width;
-        y[v] -= over;
-        x[v] -= over & out_width;
-      }
-      y[v] *= sh, x[v] *= sw;
-    }
-    GroupTap* t = out.taps + group * g.taps();
-    int32_t n = 0;
-    for (int64_t ky = 0; ky < g.kh; ++ky)
-      for (int64_t kx = 0; kx < g.kw; ++kx) {
-        const int32_t dy = int32_t(ky * g.dh - g.pt), dx = int32_t(kx * g.dw - g.pl);
-        GroupTap tap;
-        tap.offset = stage.offset(g, ky, kx);
-        tap.weight = int32_t(ky * g.kw + kx);
-        uint32_t any = 0, all = ~0u;
-        for (int v = 0; v < vectors; ++v) {
-          const vi ix = x[v] + dx, iy = y[v] + dy;
-          tap.bits[v] = uint16_t(sign_bits(live[v] & (ix >= zero) & (ix < width) & (iy >= zero) & (iy < height)));
-          any |= tap.bits[v];
-          all &= tap.bits[v];
-        }
-        tap.full = all == (1u << L) - 1;
-        if (any) t[n++] = tap;
-      }
-    out.count[group] = n;
-  }
-}
-
 // ---- copies -------------------------------------------------------------------------------------------------------------------
-
-// Read::general applies `a` by itself.
-template <Read R>
-FASTCONV_INLINE vf activated(vf v, Activation a) {
-  if constexpr (R == Read::plain) return v;
-  if constexpr (R == Read::relu) return max(vf{}, v);
-  vf one[1] = {v};
-  activate_all(one, a);
-  return one[0];
-}
 
 // to[i] = from[i * step], 0 <= i < n.
 template <Read R, class T>
@@ -216,28 +113,6 @@ void copy_plane(const ConvGeometry& g, const PlaneStage& s, const T* x, int64_t 
   }
 }
 
-// ---- sums ---------------------------------------------------------------------------------------------------------------------
-
-// acc[v] = bias + sum over taps, for one group of vectors starting at x.
-template <Read R, int NV>
-FASTCONV_INLINE void stage_group(const float* x, const GroupTap* taps, int64_t count, const float* weight, float bias, vf (&acc)[NV]) {
-  const vf b = set1(bias);
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) acc[v] = b;
-  for (int64_t i = 0; i < count; ++i) {
-    const GroupTap& t = taps[i];
-    const vf w = set1(weight[t.weight]);
-    const float* p = x + t.offset;
-    if (t.full) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[v] = fma(w, activated<R>(load(p + v * L), Activation::relu), acc[v]);
-    } else {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[v] = R == Read::relu ? fma(w, max(vf{}, load_masked(p + v * L, t.bits[v])), acc[v]) : fma_masked(w, p + v * L, acc[v], t.bits[v]);
-    }
-  }
-}
-
 // The depthwise stage of one tile: bind a channel, then run its groups.
 template <class T>
 class PlaneTile {
@@ -245,8 +120,8 @@ class PlaneTile {
   // memory: scratch_bytes() of it.
   PlaneTile(const ConvGeometry& g, PlaneSource source, Activation input_activation, int64_t p0, int64_t p1, TileGroups groups, void* memory)
       : g_(g), stage_(g, source, p0, p1), input_activation_(input_activation), p0_(p0), groups_(groups), taps_(place_tile_taps(memory, groups.count, g.taps())),
-        copy_(reinterpret_cast<float*>(static_cast<char*>(memory) + tile_taps_bytes(groups.count, g.taps()))) {
-    find_tile_taps(g, stage_, p0, p1, groups, taps_);
+        window_(source == PlaneSource::columns ? Window{0, 0} : shared_window(g)), copy_(reinterpret_cast<float*>(static_cast<char*>(memory) + tile_taps_bytes(groups.count, g.taps()))) {
+    find_tile_taps(g, [&](int64_t ky, int64_t kx) { return stage_.offset(g, ky, kx); }, p0, p1, groups, taps_);
   }
   static int64_t scratch_bytes(const ConvGeometry& g, PlaneSource source, int64_t pixels) {
     return tile_taps_bytes(ceil_div(pixels, kGroupPixels), g.taps()) + 4 * PlaneStage::floats(g, source, pixels);
@@ -271,27 +146,38 @@ class PlaneTile {
     from_ = copy_ + p0_ - stage_.oy0 * g_.ow;
   }
 
-  // sink(group, acc) for every group of the tile and one output channel.
+  // sink(vector, acc) for every group of the tile and one output channel; `vector` is the group's first of the tile's vectors.
   template <class Sink>
   FASTCONV_INLINE void channel(const float* weight, float bias, Activation activation, Sink&& sink) const {
-    if (stage_.source == PlaneSource::in_place && input_activation_ == Activation::relu)
-      groups<Read::relu>(weight, bias, activation, sink);
-    else
-      groups<Read::plain>(weight, bias, activation, sink);
+    const bool relu = stage_.source == PlaneSource::in_place && input_activation_ == Activation::relu;
+    with_window(window_, [&](auto taps, auto distance) __attribute__((always_inline)) {
+      if (relu)
+        groups<Read::relu, taps.value, distance.value>(weight, bias, activation, sink);
+      else
+        groups<Read::plain, taps.value, distance.value>(weight, bias, activation, sink);
+    });
   }
 
  private:
-  template <Read R, class Sink>
+  template <Read R, int K, int D, class Sink>
   FASTCONV_INLINE void groups(const float* weight, float bias, Activation activation, Sink&& sink) const {
-    for (int64_t group = 0; group < groups_.count; ++group) {
-      if (ahead_ != 0)
+    const GroupTap* taps = taps_.taps;
+    const GroupTaps* found = taps_.found;
+    const float* from = from_;
+    const int64_t count = groups_.count, window = g_.taps(), ahead = ahead_;
+    for (int64_t group = 0; group < count; ++group, ++found, taps += window) {
+      const float* x = from + int64_t(found->begin) * L;
+      if (ahead != 0)
 #pragma GCC unroll 4
-        for (int v = 0; v < kGroup; ++v) prefetch_l2(from_ + groups_.begin(group) * L + v * L + ahead_);
-      with_group_size(groups_.size(group), [&](auto size) __attribute__((always_inline)) {
+        for (int v = 0; v < kGroup; ++v) prefetch_l2(x + v * L + ahead);
+      with_group_size(found->vectors, [&](auto size) __attribute__((always_inline)) {
         vf acc[size.value];
-        stage_group<R>(from_ + groups_.begin(group) * L, taps_.taps + group * g_.taps(), taps_.count[group], weight, bias, acc);
+        bool summed = false;
+        if constexpr (K > 0)
+          if ((summed = found->whole)) sum_rows<K, D, R>(x, taps, weight, bias, acc);
+        if (!summed) sum_taps<R>(x, taps, found->taps, weight, bias, acc);
         activate_all(acc, activation);
-        sink(group, acc);
+        sink(int64_t(found->begin), acc);
       });
     }
   }
@@ -302,6 +188,7 @@ class PlaneTile {
   const int64_t p0_;
   const TileGroups groups_;
   const TileTaps taps_;
+  const Window window_;
   float* const copy_;
   const float* from_ = nullptr;
   int64_t ahead_ = 0;

@@ -208,9 +208,13 @@ template <>
 FASTCONV_INLINE void store_part(bf16* p, vf v, int n) { _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), to_bf16(v)); }
 template <>
 FASTCONV_INLINE void store_part(f16* p, vf v, int n) { _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), _mm512_cvtps_ph((__m512)v, 0)); }
-// acc + a * p[lanes]; lanes without a bit keep acc.
-FASTCONV_INLINE vf fma_masked(vf a, const float* p, vf acc, uint32_t bits) {
-  return (vf)_mm512_mask3_fmadd_ps((__m512)a, _mm512_maskz_loadu_ps((__mmask16)bits, p), (__m512)acc, (__mmask16)bits);
+// acc + a * b; lanes without a bit keep acc.
+FASTCONV_INLINE vf fma_masked(vf a, vf b, vf acc, uint32_t bits) { return (vf)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)acc, (__mmask16)bits); }
+FASTCONV_INLINE vf fma_masked(vf a, const float* p, vf acc, uint32_t bits) { return fma_masked(a, load_masked(p, bits), acc, bits); }
+// `here` moved down by Shift > 0 lanes, the free ones taken from `next`; with Shift < 0 moved up, the free ones from the end of `next`.
+template <int Shift>
+FASTCONV_INLINE vf lanes_from(vf here, vf next) {
+  return (vf)(Shift > 0 ? _mm512_alignr_epi32((__m512i)next, (__m512i)here, Shift & 15) : _mm512_alignr_epi32((__m512i)here, (__m512i)next, Shift & 15));
 }
 #elif FASTCONV_ISA_avx2
 FASTCONV_INLINE vf load_masked(const float* p, uint32_t bits) {
@@ -240,9 +244,17 @@ FASTCONV_INLINE vf fma(vf a, vf b, vf c) {
 #if !(FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16)
 FASTCONV_INLINE vf fma_masked(vf a, const float* p, vf acc, uint32_t bits) { return fma(a, load_masked(p, bits), acc); }
 #endif
-// Both propagate a NaN in `a`, as PyTorch's activations do.
+// Both propagate a NaN in `a`, as PyTorch's activations do: the instructions return their second operand then.
+#if FASTCONV_ISA_avx512 || FASTCONV_ISA_avx512_bf16
+FASTCONV_INLINE vf max(vf b, vf a) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
+FASTCONV_INLINE vf min(vf b, vf a) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
+#elif FASTCONV_ISA_avx2
+FASTCONV_INLINE vf max(vf b, vf a) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
+FASTCONV_INLINE vf min(vf b, vf a) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
+#else
 FASTCONV_INLINE vf max(vf b, vf a) { return a < b ? b : a; }
 FASTCONV_INLINE vf min(vf b, vf a) { return b < a ? b : a; }
+#endif
 
 // Sign bit of every lane.
 FASTCONV_INLINE uint32_t sign_bits(vi v) {
