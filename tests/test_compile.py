@@ -60,7 +60,7 @@ def test_static_shapes():
     compare(torch.compile(network, fullgraph=True, dynamic=False, backend="aot_eager"), inputs(15, 14))
 
 
-def test_inductor():
+def test_inductor(monkeypatch, tmp_path):
     """The default backend generates code around the operators and hands them buffers of its own."""
 
     def pointwise_around(x, weight, pointwise):
@@ -69,6 +69,9 @@ def test_inductor():
         return FF.shift_stitch_max_pool2d(x.abs() + 1, 3, 2, 1) / 3
 
     arguments = inputs(12, 13)
+    # Generated code is kept on disk under a name that does not tell which vectors it was written for: on another processor, or under
+    # ATEN_CPU_CAPABILITY, what it writes with the wrong ones is garbage.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiled = torch.compile(pointwise_around, fullgraph=True)
     assert_close(compiled(*arguments), pointwise_around(*arguments).double())
     got = torch.autograd.grad(compiled(*arguments).sum(), arguments)
