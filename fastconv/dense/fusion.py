@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,28 @@ _FUNCTIONS = {
 }
 _METHODS = {"relu": "relu", "relu_": "relu"}
 _SUMS = (operator.add, operator.iadd, torch.add)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+class StoredNorm(NamedTuple):
+    """A call of F.batch_norm with stored statistics, to be folded as the module is: norms that hide an activation, timm's, are traced so."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    @property
+    def _parameters(self) -> dict[str, Tensor | None]:
+        return {"weight": self.weight, "bias": self.bias}
+
+    @property
+    def _buffers(self) -> dict[str, Tensor]:
+        return {"running_mean": self.running_mean, "running_var": self.running_var}
+
+    def __call__(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 @dataclass
@@ -78,11 +101,11 @@ def find(graph: fx.Graph, module_of: Callable[[str], nn.Module]) -> list[Chain]:
 
 def _follow(conv: fx.Node, module_of, taken: set[fx.Node]) -> Chain:
     chain = Chain([conv])
-    node = _only_user(conv, taken)
-    if node is not None and node.op == "call_module" and type(module_of(node.target)) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+    node = _next(chain, module_of, taken)
+    if node is not None and (_stored_norm(node) if node.op == "call_function" else _is(node, module_of, _NORMS)):
         chain.norm = node
         chain.nodes.append(node)
-        node = _only_user(node, taken)
+        node = _next(chain, module_of, taken)
     if node is not None and node.op == "call_function" and node.target in _SUMS and len(node.args) == 2 and not node.kwargs:
         other = node.args[1] if node.args[0] is chain.last else node.args[0]
         # x += y where y is the convolution's writes to x, which somebody else may read.
@@ -90,12 +113,47 @@ def _follow(conv: fx.Node, module_of, taken: set[fx.Node]) -> Chain:
         if isinstance(other, fx.Node) and other is not chain.last and not overwritten:
             chain.residual = other
             chain.nodes.append(node)
-            node = _only_user(node, taken)
+            node = _next(chain, module_of, taken)
     name = _activation(node, module_of) if node is not None else None
     if name is not None:
         chain.activation = name
         chain.nodes.append(node)
+        _next(chain, module_of, taken)
     return chain
+
+
+def _next(chain: Chain, module_of, taken: set[fx.Node]) -> fx.Node | None:
+    """The only reader of what the chain gives; modules that do nothing join the chain."""
+    node = _only_user(chain.last, taken)
+    while node is not None and _is(node, module_of, (nn.Identity,)):
+        chain.nodes.append(node)
+        node = _only_user(node, taken)
+    return node
+
+
+def _is(node: fx.Node, module_of, kinds: tuple[type, ...]) -> bool:
+    """Whether a node calls a module of just one of these classes, with nobody listening."""
+    if node.op != "call_module":
+        return False
+    module = module_of(node.target)
+    return type(module) in kinds and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _stored_norm(node: fx.Node) -> StoredNorm | None:
+    """The norm as nodes, where it is one by stored statistics and constants."""
+    if node.target not in (F.batch_norm, torch.batch_norm):
+        return None
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    tensors = [given.get(name) for name in names[1:5]]
+    known = all(t is None or (isinstance(t, fx.Node) and t.op == "get_attr") for t in tensors)
+    if not known or tensors[0] is None or given.get("training", False) is not False or node.args[:1] != (given["input"],):
+        return None
+    return StoredNorm(*tensors, given.get("eps", 1e-5))
 
 
 def _only_user(node: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
@@ -105,13 +163,13 @@ def _only_user(node: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
 
 def _activation(node: fx.Node, module_of) -> str | None:
     if node.op == "call_module":
-        return _MODULES.get(type(module_of(node.target)))
+        return _MODULES[type(module_of(node.target))] if _is(node, module_of, tuple(_MODULES)) else None
     return (_FUNCTIONS if node.op == "call_function" else _METHODS).get(node.target)
 
 
 def _is_plain(conv: nn.Module) -> bool:
     known = type(conv) is nn.Conv2d or (type(conv) is DepthwiseConv2d and conv.activation == "identity")
-    return known and conv.padding_mode == "zeros"
+    return known and conv.padding_mode == "zeros" and not _has_hooks(conv)
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:
@@ -131,8 +189,10 @@ def apply(graph: fx.Graph, holder: nn.Module, chains: list[Chain]) -> dict[fx.No
         image = front.conv.args[0]
         with graph.inserting_before(chain.last):
 
-            def module(node: fx.Node | None) -> fx.Node | None:
-                return graph.get_attr(node.target) if node is not None else None
+            def module(node: fx.Node | None) -> fx.Node | StoredNorm | None:
+                if node is None or node.op == "call_module":
+                    return graph.get_attr(node.target) if node is not None else None
+                return _stored_norm(node)
 
             name = f"fused_{front.conv.name}"
             holder.add_module(name, Fused(chain.activation, chain.depthwise.activation if chain.depthwise else None))
@@ -159,7 +219,7 @@ class Fused(nn.Module):
     def forward(self, x, parts: list[tuple[nn.Conv2d, nn.Module | None]], residual=None):
         # Weights folded for tensors that only have a shape would be kept for those that have numbers.
         known = type(x.tensor if type(x) is Fragments else x) in (Tensor, nn.Parameter)
-        if torch.is_grad_enabled() or not known or not all(folds(norm) for _, norm in parts):
+        if torch.is_grad_enabled() or not known or not all(isinstance(norm, StoredNorm) or folds(norm) for _, norm in parts):
             return self._one_by_one(x, parts, residual)
         weights, first = self._folded(*parts), parts[0][0]
         if self.depthwise_activation is not None:
