@@ -116,6 +116,14 @@ def _batch_norm(
     return x.map(lambda tensor: F.batch_norm(tensor, running_mean, running_var, weight, bias, False, momentum, eps))
 
 
+def _instance_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+) -> Fragments:
+    if use_input_stats:
+        raise TypeError("instance_norm: statistics of each fragment are not those of the map; only stored ones (eval mode) have a meaning")
+    return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
 def _layer_norm(x, normalized_shape, *args, **kwargs) -> Fragments:
     if len(normalized_shape) != 1:
         raise TypeError("layer_norm: over rows and columns it mixes positions; on Fragments it may only normalise channels")
@@ -203,6 +211,7 @@ _HANDLERS = {
     F.pad: _pad,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
     F.layer_norm: _layer_norm,
     F.linear: _linear,
     F.local_response_norm: lambda x, *args, **kwargs: x._like(F.local_response_norm(x.tensor, *args, **kwargs)),
@@ -237,7 +246,7 @@ def install(cls: type) -> None:
     cls.__neg__ = lambda self: self.map(operator.neg)
     cls.__getitem__ = _getitem
     for name in pointwise.UNARY_METHODS:
-        setattr(cls, name, lambda self, *args, n=name, **kwargs: self.map(lambda t: getattr(t, n)(*args, **kwargs)))
+        setattr(cls, name, lambda self, *args, n=name, **kwargs: _unary(getattr(Tensor, n), self, *args, **kwargs))
     for name in pointwise.ELEMENTWISE_METHODS:
         if not name.startswith("__"):
             setattr(cls, name, lambda self, *args, n=name, **kwargs: elementwise(getattr(Tensor, n), self, *args, **kwargs))

@@ -65,6 +65,29 @@ class _Tracer(fx.Tracer):
         raise _Undecided(obj.node, self.where())
 
 
+class _ImageTracer(_Tracer):
+    """Traces forward as it runs when it is given one image and nothing else."""
+
+    def create_args_for_root(self, root_fn, is_module, concrete_args=None):
+        function, arguments = super().create_args_for_root(root_fn, is_module, concrete_args)
+        return function, [_default(a) if isinstance(a, fx.Proxy) else a for a in arguments]
+
+
+def _default(argument: fx.Proxy):
+    """What an argument is where the call leaves it out; required ones stay as they are."""
+    node = argument.node
+    if node.target.startswith("**"):
+        default = {}
+    elif node.target.startswith("*"):
+        default = ()
+    elif node.args:
+        default = node.args[0]
+    else:
+        return argument
+    argument.tracer.graph.erase_node(node)
+    return default
+
+
 def _evaluate(node: fx.Node, model: nn.Module, example: torch.Tensor):
     """The value of a traced node on fake tensors: shapes are real, values do not exist."""
     values: dict[fx.Node, object] = {}
@@ -105,16 +128,33 @@ def _settle(undecided: _Undecided, model: nn.Module, example: torch.Tensor | Non
         ) from error
 
 
+_WRAPPERS = {
+    "OptimizedModule": "the module that was given to torch.compile, model._orig_mod",
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+    "RecursiveScriptModule": "the module that was given to torch.jit",
+    "TopLevelTracedModule": "the module that was given to torch.jit",
+}
+
+
 def trace(model: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModule:
-    """The model as a graph of one image tensor. Raises NotConvertible where that is impossible.
+    """The model as a graph of one image tensor, other arguments at their defaults. Raises NotConvertible where that is impossible.
 
     A branch on a shape goes the way it goes for `example`; a branch on values is refused.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: must be a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module whose forward calls it")
+    inside = _WRAPPERS.get(type(model).__name__)
+    if inside is not None:
+        raise NotConvertible("", f"{type(model).__name__} wraps the model so that it cannot be traced; pass {inside}")
+    for name, module in model.named_modules():
+        if "forward" in module.__dict__:
+            raise NotConvertible(
+                name, "has a forward of its own, assigned to the object, which torch.fx does not trace; write it into its class"
+            )
     decisions: list[bool] = []
     while True:
-        tracer = _Tracer(decisions)
+        tracer = _ImageTracer(decisions)
         try:
             graph = tracer.trace(model)
             break
@@ -127,13 +167,14 @@ def trace(model: nn.Module, example: torch.Tensor | None = None) -> fx.GraphModu
                 f"torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}){hint}, or move what "
                 "depends on values out of forward",
             ) from error
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for extra in inputs[1:]:
-        if not extra.args:
-            raise NotConvertible(
-                "", f"{type(model).__name__}.forward has a second input, {extra.target}; only models of one image tensor can be converted"
-            )
+    inputs = [node.target for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise NotConvertible(
+            "",
+            f"{type(model).__name__}.forward must have one input, the image, besides those with defaults; it has {', '.join(inputs) or 'none'}",
+        )
     _resolve_in_place(graph, model)
+    _refuse_written_views(graph, model)
     _drop_asserts(graph)
     traced = fx.GraphModule(model, graph)
     # How many branches went the way they go for the example: other sizes might take others.
@@ -168,6 +209,31 @@ def _resolve_in_place(graph: fx.Graph, model: nn.Module) -> None:
             earlier = set(seen)
             node.args[0].replace_all_uses_with(node, lambda user, e=earlier, n=node: user not in e and user is not n)
         seen.append(node)
+
+
+_VIEWS = frozenset(
+    "chunk split tensor_split unbind view view_as reshape flatten unflatten permute transpose movedim narrow select squeeze unsqueeze expand getitem".split()
+)
+
+
+def _is_view(node: fx.Node) -> bool:
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    return name in _VIEWS and bool(node.args) and isinstance(node.args[0], fx.Node)
+
+
+def _refuse_written_views(graph: fx.Graph, model: nn.Module) -> None:
+    """A part of a map written in place changes the map, which no edge of the graph says."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not (node.args and isinstance(node.args[0], fx.Node) and _is_view(node.args[0]) and _in_place(node, model)):
+            continue
+        base = node.args[0]
+        while _is_view(base):
+            base = base.args[0]
+            if any(order[user] > order[node] for user in base.users):
+                raise NotConvertible(
+                    module_name(node), "writes in place into a part of a map that is read again as a whole; write to a copy"
+                )
 
 
 def _drop_asserts(graph: fx.Graph) -> None:

@@ -51,7 +51,7 @@ class Window:
     divisor: int | None = None
     same: bool = False  # TensorFlow's "SAME": the padding follows from the input's size
     value: float = 0.0  # of kind "pad"
-    mirrored: str = ""  # a convolution's padding_mode, where that is not "zeros"
+    mirrored: str = ""  # the mode of padding that copies from the map, such as "reflect"
 
     @property
     def padded(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _arguments as check
 from . import _fragment_functions
 from . import _windows as windows
 from . import functional as FF
@@ -63,7 +64,9 @@ class Fragments:
         if not isinstance(tensor, Tensor) or tensor.dim() != 4:
             got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"Fragments: tensor must be (N, C, H, W), got {got}")
-        strides = tuple(windows.pair(s) for s in strides)
+        if not isinstance(strides, (tuple, list)):
+            raise ValueError(f"Fragments: strides must be a tuple with one entry for every layer, got {strides!r}")
+        strides = tuple(check.pair("Fragments", "strides", s, 1) for s in strides)
         total = (math.prod(s[0] for s in strides), math.prod(s[1] for s in strides))
         if tensor.shape[0] % (total[0] * total[1]):
             raise ValueError(
@@ -160,7 +163,7 @@ class Fragments:
 
     def shift(self, stride: int | Pair) -> Fragments:
         """Deals every fragment out into sy*sx of its own; their tails are zero."""
-        stride = windows.pair(stride)
+        stride = check.pair("shift", "stride", stride, 1)
         if stride == (1, 1):
             return self
         self._require_map("shift")
@@ -213,6 +216,8 @@ class Fragments:
     def join(parts: list[Fragments]) -> Fragments:
         """Inverse of `parts`, also after layers that dealt the parts out further."""
         first, last = parts[0], parts[-1]
+        if any(a._start + a.tensor.shape[0] != b._start for a, b in zip(parts, parts[1:], strict=False)):
+            raise ValueError("join: these are not consecutive parts, in order")
         whole = first._start == 0 and last._start + last.tensor.shape[0] == first._count
         tensor = parts[0].tensor if len(parts) == 1 else torch.cat([p.tensor for p in parts])
         return Fragments.__new__(Fragments)._set(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from . import _obstacles as obstacles
 from . import _pointwise as pointwise
 from . import _windows as windows
 from ._trace import NotConvertible, is_same_padded, module_name, same_window, trace
@@ -113,6 +114,9 @@ def read(model: nn.Module, example: Tensor | None = None, heads: frozenset[str] 
     reader = _Reader(network, heads)
     for node in network.graph_module.graph.nodes:
         reader.visit(node)
+    for node in network.output_maps():
+        if network.values[node].count is not None:
+            raise NotConvertible(module_name(node), "is returned as a tuple of parts; take them out of it in forward")
     return network
 
 
@@ -202,6 +206,8 @@ class _Reader:
         elif isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             batch_norm_may_stay(module.training, module.running_mean)
             self.pointwise(node, maps)
+        elif isinstance(module, nn.InstanceNorm2d) and module.track_running_stats and not module.training:
+            self.pointwise(node, maps)
         elif isinstance(module, nn.LayerNorm):
             self.channel_last(node, maps, len(module.normalized_shape) == 1, "normalises over positions")
         elif isinstance(module, nn.Linear):
@@ -214,11 +220,15 @@ class _Reader:
             self.channel_axis(getattr(module, "dim", 1), source)
             self.pointwise(node, maps)
         elif isinstance(module, (nn.ZeroPad2d, nn.ConstantPad2d)):
-            left, right, top, bottom = module.padding
-            self.window(node, maps, Window("pad", (1, 1), pads=(top, bottom, left, right), value=float(module.value)))
+            self.padding(node, maps, module.padding, value=float(module.value))
+        elif isinstance(module, (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)):
+            mode = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}.get(type(module), "circular")
+            self.padding(node, maps, module.padding, mirrored=mode)
         else:
             name = type(module).__name__
-            raise _Obstacle(_WHOLE_MAP_MODULES.get(name, f"is a {name}, not known to keep positions apart"), name in _KEEP_GRID)
+            raise _Obstacle(
+                obstacles.WHOLE_MAP_MODULES.get(name, f"is a {name}, not known to keep positions apart"), name in obstacles.KEEP_GRID
+            )
 
     # ---- functions and methods
     # -------------------------------------------------------------------------------------------------------------
@@ -234,7 +244,8 @@ class _Reader:
         elif target in pointwise.CONCATENATION:
             a = _bound(node, tensors=None, dim=0)
             self.channel_axis(a["dim"], source)
-            if len(maps) != len(set(a["tensors"])) or not all(isinstance(self.values.get(t), Map) for t in a["tensors"]):
+            parts = [a["tensors"]] if isinstance(a["tensors"], fx.Node) else a["tensors"]
+            if not all(isinstance(self.values.get(part), Map) for part in parts):
                 raise _Obstacle("concatenates a map with something that has no positions")
             self.merge(node, maps)
         elif target in (F.conv2d, torch.conv2d):
@@ -243,9 +254,9 @@ class _Reader:
             if not isinstance(weight, Constant):
                 raise _Obstacle("convolves with weights that depend on the image")
             self.window(node, maps, windows.conv(tuple(weight.value.shape[2:]), a["stride"], a["padding"], a["dilation"]))
-        elif target in (F.max_pool2d, torch.max_pool2d):
+        elif target in (F.max_pool2d, torch.max_pool2d, F.max_pool2d_with_indices):
             a = _bound(node, input=None, kernel_size=None, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False)
-            if a["return_indices"]:
+            if a["return_indices"] or target is F.max_pool2d_with_indices:
                 raise _Obstacle("returns indices, which point into the strided map")
             self.window(node, maps, windows.max_pool(a["kernel_size"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"]))
         elif target is F.avg_pool2d:
@@ -286,7 +297,9 @@ class _Reader:
             self.split(node, maps)
         else:
             name = getattr(target, "__name__", str(target))
-            raise _Obstacle(_WHOLE_MAP_FUNCTIONS.get(name, f"calls {name}, not known to keep positions apart"), name in _KEEP_GRID)
+            raise _Obstacle(
+                obstacles.WHOLE_MAP_FUNCTIONS.get(name, f"calls {name}, not known to keep positions apart"), name in obstacles.KEEP_GRID
+            )
 
     def call_method(self, node: fx.Node, maps: list[fx.Node]) -> None:
         name = node.target
@@ -304,7 +317,7 @@ class _Reader:
             self.channel_axis(_bound(node, self=None, dim=None)["dim"], self.values[maps[0]])
             self.pointwise(node, maps)
         else:
-            raise _Obstacle(_WHOLE_MAP_FUNCTIONS.get(name, f"calls Tensor.{name}, not known to keep positions apart"))
+            raise _Obstacle(obstacles.WHOLE_MAP_FUNCTIONS.get(name, f"calls Tensor.{name}, not known to keep positions apart"))
 
     # ---- what they come to
     # -----------------------------------------------------------------------------------------------------------------
@@ -318,7 +331,7 @@ class _Reader:
         if any(self.values[m] != first for m in maps):
             raise _Obstacle("joins maps whose axes are in different orders")
         self.step(node, "merge" if len(maps) > 1 else "pointwise", maps)
-        self.values[node] = first
+        self.values[node] = replace(first, count=None)
 
     def window(self, node: fx.Node, maps: list[fx.Node], window: Window) -> None:
         if replace(self.values[maps[0]], flat=False) != Map() or len(maps) != 1:
@@ -356,7 +369,8 @@ class _Reader:
         self.pointwise(node, maps)
 
     def adaptive(self, node: fx.Node, maps: list[fx.Node], output_size, kind: str) -> None:
-        if windows.pair(output_size if output_size is not None else 0) != (1, 1):
+        sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
+        if any(size != 1 for size in sizes):
             raise _Obstacle(f"pools adaptively to {output_size}: its windows depend on the size of the map and are not evenly spaced")
         self.whole_map(node, maps, kind)
 
@@ -418,7 +432,7 @@ class _Reader:
     def getitem(self, node: fx.Node, maps: list[fx.Node]) -> None:
         value, index = self.values[maps[0]], node.args[1]
         if value.count is not None:
-            self.pointwise(node, maps, replace(value, count=None))
+            self.pointwise(node, maps, value if isinstance(index, slice) else replace(value, count=None))
             return
         items = index if isinstance(index, tuple) else (index,)
         full = slice(None)
@@ -431,13 +445,13 @@ class _Reader:
     def pad(self, node: fx.Node, maps: list[fx.Node]) -> None:
         a = _bound(node, input=None, pad=None, mode="constant", value=None)
         amounts = tuple(a["pad"])
-        if a["mode"] != "constant":
-            # Sound where the map in front is the strided network's own, but the amounts would have to be followed.
-            raise _Obstacle(f'pads with mode="{a["mode"]}", which mirrors or repeats the last row of the strided map, not of the dense one')
-        if len(amounts) > 4 or not all(isinstance(p, int) for p in amounts):
-            raise _Obstacle("pads by amounts that depend on the size of the map, or more than rows and columns")
+        if len(amounts) > 4:
+            raise _Obstacle("pads more than rows and columns")
+        self.padding(node, maps, amounts, value=float(a["value"] or 0.0), mirrored="" if a["mode"] == "constant" else a["mode"])
+
+    def padding(self, node: fx.Node, maps: list[fx.Node], amounts: tuple[int, ...], value: float = 0.0, mirrored: str = "") -> None:
         left, right, top, bottom = (*amounts, 0, 0)[:4]
-        self.window(node, maps, Window("pad", (1, 1), pads=(top, bottom, left, right), value=float(a["value"] or 0.0)))
+        self.window(node, maps, Window("pad", (1, 1), pads=(top, bottom, left, right), value=value, mirrored=mirrored))
 
 
 def conv_window(module: nn.Conv2d) -> Window:
@@ -464,37 +478,16 @@ def _bound(node: fx.Node, **parameters) -> dict[str, object]:
     out = dict(parameters)
     out.update(zip(names, node.args, strict=False))
     out.update({k: v for k, v in node.kwargs.items() if k in out})
+    for name, value in out.items():
+        numbers = []
+        if name not in _TENSORS:
+            fx.map_arg(value, numbers.append)
+        if numbers:
+            raise _Obstacle(f"takes {name} from the graph ({numbers[0]}), so it depends on the size of the map")
     return out
 
 
-_KEEP_GRID = frozenset({"GroupNorm", "InstanceNorm2d", "group_norm", "instance_norm"})
-_RESAMPLES = "resamples the map, which has no exact dense form"
-_SEQUENCE = "rearranges positions into other axes"
-_WHOLE_MAP_MODULES = {
-    "GroupNorm": "normalises by statistics of the whole map",
-    "InstanceNorm2d": "normalises by statistics of the whole map",
-    "Upsample": _RESAMPLES,
-    "UpsamplingBilinear2d": _RESAMPLES,
-    "UpsamplingNearest2d": _RESAMPLES,
-    "ConvTranspose2d": "is a transposed convolution, " + _RESAMPLES,
-    "PixelShuffle": _SEQUENCE,
-    "PixelUnshuffle": _SEQUENCE,
-    "Flatten": "flattens positions into a vector",
-    "MultiheadAttention": "lets every position attend to every other",
-}
-_WHOLE_MAP_FUNCTIONS = {
-    "group_norm": "normalises by statistics of the whole map",
-    "instance_norm": "normalises by statistics of the whole map",
-    "interpolate": _RESAMPLES,
-    "conv_transpose2d": _RESAMPLES,
-    "pixel_shuffle": _SEQUENCE,
-    "pixel_unshuffle": _SEQUENCE,
-    "flatten": "flattens positions into a vector",
-    "view": _SEQUENCE,
-    "reshape": _SEQUENCE,
-    "roll": "moves rows or columns around the edge",
-    "matmul": "multiplies maps as matrices, which mixes positions",
-    "scaled_dot_product_attention": "lets every position attend to every other",
-}
+_TENSORS = frozenset(("input", "self", "weight", "bias", "running_mean", "running_var", "tensors"))
+
 
 __all__ = ["Constant", "Map", "Network", "NotConvertible", "Pooled", "Size", "Step", "read"]

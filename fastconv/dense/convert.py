@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from .. import _windows as windows
+from .. import _arguments as check
 from ..receptive_field import Field, fields
 from ..spatial import Map, Network, NotConvertible, read
 from . import fusion
@@ -65,15 +65,18 @@ def to_dense(
         ValueError: an argument that does not fit; an output stride that does not divide the network's.
         RuntimeError: the float64 comparison failed.
     """
+    if isinstance(model, DenseModel):
+        raise ValueError("model: this is a DenseModel already; convert the network that it was made from")
     if method not in METHODS:
         raise ValueError(f"method: got {method!r}; supported are {', '.join(METHODS)}")
     if tune and (method != "auto" or example_input is None):
         raise ValueError('tune: measures the choices of method="auto" on example_input; give both')
-    if example_input is not None and example_input.dim() != 4:
-        raise ValueError(f"example_input: must be (N, C, H, W), got {tuple(example_input.shape)}")
-    wanted = windows.pair(output_stride)
-    if wanted[0] < 1 or wanted[1] < 1:
-        raise ValueError(f"output_stride: must be at least 1, got {output_stride}")
+    if example_input is not None and (not isinstance(example_input, Tensor) or example_input.dim() != 4):
+        got = tuple(example_input.shape) if isinstance(example_input, Tensor) else type(example_input).__name__
+        raise ValueError(f"example_input: must be a tensor (N, C, H, W), got {got}")
+    if not (chunk_bytes in ("auto", None) or (isinstance(chunk_bytes, int) and chunk_bytes > 0)):
+        raise ValueError(f'chunk_bytes: must be a number of bytes, "auto" or None, got {chunk_bytes!r}')
+    wanted = check.pair("to_dense", "output_stride", output_stride, 1)
 
     network = read(model, example_input)
     rate = rates(network, wanted)
@@ -93,6 +96,10 @@ def to_dense(
     _check_same_padding(network, rate, example_input)
 
     least = proof.least_size(network)
+    if example_input is not None and (example_input.shape[2] < least[0] or example_input.shape[3] < least[1]):
+        raise ValueError(
+            f"example_input: must have at least {least[0]}x{least[1]} pixels for this network, got {tuple(example_input.shape)}"
+        )
     channels = proof.input_channels(network) if example_input is None else example_input.shape[1]
 
     def candidate(plan: Plan) -> DenseModel:
@@ -137,7 +144,11 @@ def build(
         cuts = find_cuts(graph, held)
     dense = DenseModel(holder, graph, cuts=cuts, chunk_bytes=plan.chunk_bytes if chunk_bytes == "auto" else chunk_bytes)
     # Not train(): that would set the mode of the network's own modules, which are in it.
-    dense.training = model.training
+    modes = {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+    own = set(model.modules())
+    for name, module in dense.named_modules():
+        if module not in own:
+            module.training = modes.get(name, model.training)
     return dense
 
 
@@ -163,6 +174,8 @@ def prove(dense: DenseModel, model: nn.Module, network: Network, rate: dict, hea
     report.error = proof.error_at_aligned(dense, strided, outputs, image)
     report.verified_on = tuple(image.shape)
     if not max(report.error, report.head_error or 0.0) <= proof.LIMIT:
+        if proof.error_at_aligned(model, model, None, image) > proof.LIMIT:
+            raise NotConvertible("", "two runs on the same image differ (random numbers drawn in forward?), so no dense map is exact")
         raise RuntimeError(
             f"to_dense: the dense network differs from the strided one by {report.error:.1e} (head: {report.head_error}) in float64; please report this model"
         )

@@ -100,8 +100,14 @@ def shapes(network: Network, size: Pair, batch: int, channels: int) -> dict[fx.N
             return value
 
     dtype = next((p.dtype for p in network.graph_module.parameters()), torch.float32)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        Recorder(network.graph_module).run(torch.empty(batch, channels, *size, dtype=dtype))
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            Recorder(network.graph_module).run(torch.empty(batch, channels, *size, dtype=dtype))
+    except RuntimeError as error:
+        raise ValueError(
+            f"example_input: the network does not run on {channels} channels of {size[0]}x{size[1]} pixels ({str(error).splitlines()[0]}); "
+            "pass an image that it takes"
+        ) from error
     return out
 
 

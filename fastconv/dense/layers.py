@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,7 +44,10 @@ def crop_to_common(maps: list, rate: Pair) -> list:
 
 def check_size(x: Tensor, least: Pair) -> Tensor:
     """The input as it is, or the sentence for one that a window does not fit into."""
-    if x.dim() != 4 or x.shape[2] < least[0] or x.shape[3] < least[1]:
+    if x.dim() != 4:
+        hint = "; one image is a batch of one, x[None]" if x.dim() == 3 else ""
+        raise ValueError(f"input: must be (N, C, H, W), got {tuple(x.shape)}{hint}")
+    if x.shape[2] < least[0] or x.shape[3] < least[1]:
         raise ValueError(
             f"input: must be (N, C, H, W) with at least {least[0]}x{least[1]} pixels for this network's strides and windows, got {tuple(x.shape)}; "
             "enlarge or pad the image"
@@ -112,7 +113,9 @@ class SameConv2d(nn.Conv2d):
 def on_same_parameters(module: nn.Module, cls: type[nn.Module] | None = None, **changes) -> nn.Module:
     """A module of `cls` (by default its own class) that shares every parameter and buffer with `module` and differs in the attributes
     given."""
-    out = copy.copy(module)
+    # Not copy.copy, which asks the module how it is saved: parametrised ones refuse.
+    out = type(module).__new__(type(module))
+    out.__dict__ = dict(module.__dict__)
     for table in ("_parameters", "_buffers", "_modules"):
         out.__dict__[table] = dict(module.__dict__[table])
     if cls is not None:

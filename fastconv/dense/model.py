@@ -58,8 +58,12 @@ class DenseModel(fx.GraphModule):
             yield x
             return
         entry = x.tensor[:1].numel() * x.tensor.element_size() * self.cuts[index][1]
-        parts = -(-x.tensor.shape[0] // max(1, int(self.chunk_bytes / entry)))
-        for part in x.parts(-(-x.tensor.shape[0] // parts)):
+        entries = x.tensor.shape[0]
+        if entries == 0:
+            yield from self._leaves(index + 1, x)
+            return
+        parts = -(-entries // max(1, int(self.chunk_bytes / entry)))
+        for part in x.parts(-(-entries // parts)):
             yield from self._leaves(index + 1, part)
 
     def __deepcopy__(self, memo) -> DenseModel:

@@ -131,7 +131,7 @@ def _meeting_points(network: Network) -> list[fx.Node]:
             users[source] = max(users.get(source, 0), order[node])
     reach, found = 0, []
     for i, node in enumerate(nodes[:-1]):
-        if reach <= i:
+        if reach <= i and network.values[node].count is None:
             found.append(node)
         reach = max(reach, users.get(node, 0))
     return found

@@ -62,7 +62,8 @@ def rates(network: Network, output_stride: Pair) -> dict[fx.Node, Rate]:
         if step.window is not None:
             if step.window.mirrored and not source.untouched:
                 raise NotConvertible(
-                    step.name, f'pads with padding_mode="{step.window.mirrored}": the edge of the dense map is not that of the strided one'
+                    step.name,
+                    f'pads in mode "{step.window.mirrored}", from the edge of the strided map, which is not that of the dense one',
                 )
             total = (total[0] * step.window.stride[0], total[1] * step.window.stride[1])
         out[node] = rate_of(total, output_stride)

@@ -21,8 +21,8 @@ def quotient(a: Pair, b: Pair) -> Pair:
 
 def executed_as(window: Window, kept: Pair, before: Pair, after: Pair) -> Pair:
     """The layout that a window runs on, between maps held as `before` and `after`."""
-    if kept != ONE:
-        # What a kept stride leaves out is every other row of the dense map, not of each fragment.
+    if kept != ONE or window.mirrored:
+        # What a kept stride leaves out is every other row of the dense map, not of each fragment; what mirrored padding copies is its edge.
         return ONE
     if window.stride == ONE:
         return after
@@ -87,7 +87,7 @@ class Rewriter:
 
     def put(self, node: fx.Node, value: fx.Node, now: Pair) -> None:
         self.held[node, now] = value
-        if now != ONE:
+        if now != ONE and self.network.values[node].count is None:
             self.fragments[value] = (node, now)
         if now != self.layout[node]:
             self.held[node, self.layout[node]] = other = self.relayout(value, now, self.layout[node])
@@ -166,7 +166,7 @@ class Rewriter:
             return
         layout = executed_as(window, kept, self.layout[source], self.layout[node])
         dealt_to = (layout[0] * window.stride[0], layout[1] * window.stride[1])
-        deal = window.stride != ONE and kept == ONE and self.layout[node] == dealt_to
+        deal = window.stride != ONE and kept == ONE and not window.mirrored and self.layout[node] == dealt_to
         rate = quotient(before.ratio, layout)
         x = self.get(source, layout)
         if deal and layout == ONE:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _arguments as check
 from .. import _windows as windows
 from .. import functional as FF
 from ..fragments import Fragments
@@ -50,13 +51,11 @@ def shift_and_stitch(
         raise ValueError(f"border: got {border!r}; supported are {', '.join(BORDERS)}")
     if not isinstance(x, Tensor) or x.dim() != 4:
         raise ValueError(f"x: must be a tensor (N, C, H, W), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
-    stride = windows.pair(stride)
-    if min(stride) < 1:
-        raise ValueError(f"stride: must be at least 1, got {stride}")
-    if chunk < 1 or (chunk > 1 and border != "dense"):
+    stride = check.pair("shift_and_stitch", "stride", stride, 1)
+    if not isinstance(chunk, int) or chunk < 1 or (chunk > 1 and border != "dense"):
         raise ValueError(f"chunk: must be 1 with border={border!r}, whose runs have different sizes, and at least 1 otherwise; got {chunk}")
     report = reporter(progress, "shift_and_stitch")
-    if chunk > 1:
+    if chunk > 1 and x.shape[0] > 0:
         return _in_chunks(model, x, stride, chunk, report)
     if border == "dense":
         return _assemble(_dense_runs(model, x, stride), stride, report)

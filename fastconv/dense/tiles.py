@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .. import _windows as windows
-from ..receptive_field import Field, theory
+from .. import _arguments as check
+from ..receptive_field import Field, fields
+from ..spatial import read
 from .model import DenseModel
 from .progress import Progress, reporter
 
@@ -53,16 +54,20 @@ def tiled(
     shape = tuple(image.shape)
     if len(shape) != 4:
         raise ValueError(f"image: must be (N, C, H, W), got {shape}")
-    tile = windows.pair(tile)
+    tile = check.pair("tiled", "tile", tile, 1)
     field = field or output_field(model, shape)
     if any(math.isinf(e) for e in field.extent):
         raise ValueError("model: every output sees the whole image (a global pool inside), so no tile is large enough")
     prepare = prepare or (lambda x: x)
     whole = _output_shape(model, image, shape, prepare)
+    if not isinstance(whole, Tensor) or whole.dim() != 4:
+        raise ValueError("model: must return one map (N, K, H', W'); wrap it in a module that returns the one you want")
     # ceil_mode pools end where the strided network's last window does: the phase of the total stride counts, not only of what is left of
     # it.
     step = model.report.total_stride if isinstance(model, DenseModel) else field.jump
     cuts = [cut(shape[2 + a], whole.shape[2 + a], field, a, step[a], tile[a]) for a in (0, 1)]
+    if out is not None and tuple(out.shape) != tuple(whole.shape):
+        raise ValueError(f"out: must be {tuple(whole.shape)} for this model and image, got {tuple(out.shape)}")
     if out is None:
         out = torch.empty(whole.shape, dtype=whole.dtype, device=whole.device)
     report = reporter(progress, "tiled")
@@ -82,10 +87,18 @@ def tiled(
 def output_field(model, shape: tuple[int, ...]) -> Field:
     """The receptive field of the one map that the model gives."""
     if isinstance(model, DenseModel):
-        return model.report.field
-    if not isinstance(model, nn.Module):
+        found = model.report.field
+    elif isinstance(model, nn.Module):
+        network = read(model)
+        maps = network.output_maps()
+        found = fields(network, shape[2:])[maps[0]] if len(maps) == 1 and network.output.args[0] is maps[0] else None
+    else:
         raise ValueError("field: the receptive field of a callable that is no nn.Module must be given")
-    return theory(model, shape[2:])[-1]
+    if found is None:
+        raise ValueError(
+            "model: must return one map; wrap it in a module that returns the one you want, or leaves a global pool's head out"
+        )
+    return found
 
 
 def cut(length: int, outputs: int, field: Field, axis: int, step: int, tile: int) -> list[tuple[int, int, int, int]]:

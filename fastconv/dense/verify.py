@@ -84,16 +84,22 @@ def input_channels(network: Network) -> int:
 
 
 def in_float64(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        return copy.deepcopy(model).double()
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("verify: the model's weights are on the meta device and have no values to compare with; pass verify=False")
+    try:
+        with torch.no_grad():
+            return copy.deepcopy(model).double()
+    except RuntimeError as error:
+        raise ValueError(f"verify: the model cannot be copied to be run in float64 ({error}); pass verify=False") from error
 
 
-def error_at_aligned(dense: nn.Module, strided: nn.Module, steps: list[Rate], image: Tensor) -> float:
-    """Largest relative L2 error, over the output maps, of the dense map at the strided network's positions."""
+def error_at_aligned(dense: nn.Module, strided: nn.Module, steps: list[Rate | None] | None, image: Tensor) -> float:
+    """Largest relative L2 error, over the output maps, of the dense map at the strided network's positions; of the whole output where there
+    are no steps."""
     with torch.no_grad():
         found, expected = _tensors(in_float64(dense)(image.clone())), _tensors(in_float64(strided)(image.clone()))
     worst = 0.0
-    for rate, ours, theirs in zip(steps, found, expected, strict=True):
+    for rate, ours, theirs in zip(steps or [None] * len(found), found, expected, strict=True):
         if rate is not None:
             ours = ours[..., :: rate.ratio[0], :: rate.ratio[1]]
         if ours.shape != theirs.shape:

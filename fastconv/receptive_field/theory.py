@@ -106,7 +106,8 @@ def _field(step: Step, sources: list[Field], size: Pair, unbounded: bool) -> Fie
         last = tuple(last[a] + (reach[a] - w.pads[2 * a]) * jump[a] for a in (0, 1))
         jump = tuple(jump[a] * w.stride[a] for a in (0, 1))
         length = out
-    if unbounded or step.role == "obstacle":
+    around = step.window is not None and step.window.mirrored == "circular"
+    if unbounded or around or step.role == "obstacle":
         first, last = (-math.inf, -math.inf), (math.inf, math.inf)
     kind = step.window.kind if step.window is not None else step.role
     extent = tuple(math.inf if math.isinf(last[a]) else last[a] - first[a] for a in (0, 1))
