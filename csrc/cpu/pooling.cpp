@@ -21,18 +21,10 @@ void run(const PoolPlan& plan, int threads, const F& f) {
     for_each_run(plan.items, plan.scratch_bytes, f);
 }
 
-PoolGeometry check_input(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode, bool fragments) {
-  check_4d(input, "input");
-  parse_dtype(input, "input");
-  return check_pool(sizes_of(input), "input", kernel_size, stride, padding, dilation, ceil_mode, fragments);
-}
-
-enum class Extra { none, argmax, indices };
-
 std::tuple<Tensor, Tensor> max_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode, bool fragments, double fill,
     Extra extra) {
-  const PoolGeometry g = check_input(input, kernel_size, stride, padding, dilation, ceil_mode, fragments);
+  const PoolGeometry g = check_pool_input(input, kernel_size, stride, padding, dilation, ceil_mode, fragments);
   if (extra == Extra::argmax) check_argmax_taps(g);
   const Layout layout = suggested_layout(input);
   const Tensor x = to_dense(input, layout);
@@ -66,24 +58,14 @@ std::tuple<Tensor, Tensor> shift_stitch_max_pool2d_indices(
 Tensor shift_stitch_max_pool2d_backward(
     const Tensor& grad_output, const OptTensor& input, const OptTensor& argmax, Ints input_size, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
     bool ceil_mode, bool fragments) {
-  const DType dtype = parse_dtype(grad_output, "grad_output");
-  const PoolGeometry g = check_pool(input_size, "input_size", kernel_size, stride, padding, dilation, ceil_mode, fragments);
-  check_size(grad_output, "grad_output", pooled_size(g));
-  STD_TORCH_CHECK(input || argmax, "argmax: expected the argmax of the forward pass, or else its input to recompute it from; got neither");
-  if (argmax) {
-    check_argmax_taps(g);
-    check_size(*argmax, "argmax", pooled_size(g));
-    STD_TORCH_CHECK(argmax->scalar_type() == ScalarType::Byte, "argmax: expected dtype uint8");
-  } else {
-    check_same_kind(*input, "input", grad_output);
-    check_size(*input, "input", input_size);
-  }
+  const PoolGeometry g = check_pool_gradient(grad_output, input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments);
+  check_max_pool_source(grad_output, input, argmax, input_size, g);
   const Layout layout = suggested_layout(grad_output);
   const Tensor grad = to_dense(grad_output, layout);
   const OptTensor taps = to_dense(argmax, layout), x = argmax ? OptTensor() : to_dense(input, layout);
   Tensor dx = empty_map(grad_output, input_size, layout);
   if (dx.numel() == 0) return dx;
-  const MaxPoolBackward p{g, dtype, layout, grad.const_data_ptr(), static_cast<const uint8_t*>(data_or_null(taps)), data_or_null(x), dx.mutable_data_ptr()};
+  const MaxPoolBackward p{g, parse_dtype(grad_output, "grad_output"), layout, grad.const_data_ptr(), static_cast<const uint8_t*>(data_or_null(taps)), data_or_null(x), dx.mutable_data_ptr()};
   const Kernels& k = kernels();
   const int threads = threads_for(dx.numel());
   const PoolPlan plan = k.max_pool_backward_plan(p, threads);
@@ -91,15 +73,12 @@ Tensor shift_stitch_max_pool2d_backward(
   return dx;
 }
 
-// Forward and backward differ in which of the two maps is read.
 Tensor avg_pool(const Tensor& from, const PoolGeometry& g, bool count_include_pad, std::optional<int64_t> divisor_override, double fill, bool backward) {
-  STD_TORCH_CHECK(!divisor_override || *divisor_override != 0, "divisor_override: expected a divisor other than 0, got 0");
-  const DType dtype = parse_dtype(from, backward ? "grad_output" : "input");
-  const Layout layout = suggested_layout(from);
-  const Tensor in = to_dense(from, layout);
-  Tensor out = empty_map(from, backward ? Ints{g.n, g.c, g.h, g.w} : pooled_size(g), layout);
+  AvgPool p = check_avg_pool(g, from, count_include_pad, divisor_override, fill, backward);
+  const Tensor in = to_dense(from, p.layout);
+  Tensor out = empty_map(from, avg_pool_size(p), p.layout);
   if (out.numel() == 0) return out;
-  const AvgPool p{g, dtype, layout, backward, count_include_pad, divisor_override.value_or(0), fill, in.const_data_ptr(), out.mutable_data_ptr()};
+  p.in = in.const_data_ptr(), p.out = out.mutable_data_ptr();
   const Kernels& k = kernels();
   const int threads = threads_for(out.numel());
   const PoolPlan plan = k.avg_pool_plan(p, threads);
@@ -110,15 +89,14 @@ Tensor avg_pool(const Tensor& from, const PoolGeometry& g, bool count_include_pa
 Tensor shift_stitch_avg_pool2d(
     const Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation, bool ceil_mode, bool count_include_pad,
     std::optional<int64_t> divisor_override, bool fragments, double fill) {
-  const PoolGeometry g = check_input(input, kernel_size, stride, padding, dilation, ceil_mode, fragments);
+  const PoolGeometry g = check_pool_input(input, kernel_size, stride, padding, dilation, ceil_mode, fragments);
   return avg_pool(input, g, count_include_pad, divisor_override, fill, false);
 }
 
 Tensor shift_stitch_avg_pool2d_backward(
     const Tensor& grad_output, Ints input_size, Ints kernel_size, Ints stride, Ints padding, Ints dilation, bool ceil_mode, bool count_include_pad,
     std::optional<int64_t> divisor_override, bool fragments) {
-  const PoolGeometry g = check_pool(input_size, "input_size", kernel_size, stride, padding, dilation, ceil_mode, fragments);
-  check_size(grad_output, "grad_output", pooled_size(g));
+  const PoolGeometry g = check_pool_gradient(grad_output, input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments);
   return avg_pool(grad_output, g, count_include_pad, divisor_override, 0, true);
 }
 

@@ -1,6 +1,5 @@
 // depthwise_separable_conv2d on the CPU: check -> plan -> parallel loop -> kernels/separable.cpp.
-#include "common/check.h"
-#include "common/library_path.h"
+#include "common/check_separable.h"
 #include "forward.h"
 #include "isa.h"
 #include "parallel.h"
@@ -21,25 +20,17 @@ Tensor depthwise_separable_conv2d(
     const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias, const OptTensor& pointwise_bias,
     const OptTensor& residual, std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, std::string input_activation,
     std::string depthwise_activation, std::string pointwise_activation, bool /*allow_tf32*/) {
-  const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
-  const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
-  check_vector(pointwise_bias, "pointwise_bias", o, input);
-  const std::vector<int64_t> size{g.n, o, g.oh, g.ow};
-  check_map(residual, "residual", size, input);
-  const library::Activations act{
-      parse_activation(input_activation, "input_activation"), parse_activation(depthwise_activation, "depthwise_activation"),
-      parse_activation(pointwise_activation, "pointwise_activation")};
-  const Layout layout = suggested_layout(input);
-  if (input.scalar_type() == ScalarType::Double && g.n > 0)
-    return library::separable(input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, {stride, padding, dilation}, act);
+  const SeparableProblem problem = check_separable(
+      input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation, depthwise_activation,
+      pointwise_activation);
+  if (input.scalar_type() == ScalarType::Double && problem.g.n > 0)
+    return library::separable(input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, problem.conv, problem.act);
 
-  const Tensor x = to_dense(input, layout), dw = to_dense(depthwise_weight), pw = to_dense(pointwise_weight);
-  const OptTensor db = to_dense(depthwise_bias), pb = to_dense(pointwise_bias), res = to_dense(residual, layout);
-  Tensor out = empty_map(input, size, layout);
+  SeparableOperands operands(problem, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual);
+  Tensor out = empty_map(input, problem.size, operands.layout);
   if (out.numel() == 0) return out;
-  const SeparableForward p{
-      g, o, parse_dtype(input, "input"), layout, act.input, act.depthwise, act.pointwise, view(x, layout), dw.const_data_ptr(), data_or_null(db),
-      pw.const_data_ptr(), data_or_null(pb), view(res, layout), mutable_view(out, layout)};
+  SeparableForward& p = operands.forward;
+  p.out = mutable_view(out, operands.layout);
   run_separable_forward(p);
   return out;
 }

@@ -1,6 +1,5 @@
 // depthwise_separable_conv2d_backward on the CPU: the pointwise half block by block (kernels/separable_backward.cpp), then the depthwise backward.
-#include "common/check.h"
-#include "common/library_path.h"
+#include "common/check_separable.h"
 #include "depthwise_backward.h"
 #include "forward.h"
 #include "isa.h"
@@ -35,53 +34,45 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
     const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, std::vector<int64_t> stride, std::vector<int64_t> padding,
     std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask,
     bool /*allow_tf32*/) {
-  const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
-  const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
-  check_vector(pointwise_bias, "pointwise_bias", o, input);
-  const std::vector<int64_t> size{g.n, o, g.oh, g.ow};
-  check_map(grad_output, "grad_output", size, input);
-  check_map(residual, "residual", size, input);
-  check_map(output, "output", size, input);
-  check_mask(output_mask, 6);
-  const library::Activations act{
-      parse_activation(input_activation, "input_activation"), parse_activation(depthwise_activation, "depthwise_activation"),
-      parse_activation(pointwise_activation, "pointwise_activation")};
+  const SeparableProblem problem = check_separable(
+      input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation, depthwise_activation,
+      pointwise_activation);
+  check_separable_backward(problem, grad_output, input, output, output_mask);
+  const ConvGeometry& g = problem.g;
+  const library::Activations& act = problem.act;
   if (input.scalar_type() == ScalarType::Double)
     return library::separable_backward(
-        grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, {stride, padding, dilation}, act, output_mask);
+        grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, problem.conv, act, output_mask);
 
-  const Layout layout = suggested_layout(input);
-  const DType dtype = parse_dtype(input, "input");
-  const Tensor x = to_dense(input, layout), dw = to_dense(depthwise_weight), pw = to_dense(pointwise_weight), grad = to_dense(grad_output, layout);
-  const OptTensor db = to_dense(depthwise_bias), pb = to_dense(pointwise_bias), res = to_dense(residual, layout);
+  SeparableOperands operands(problem, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual);
+  SeparableForward& f = operands.forward;
+  const Layout layout = operands.layout;
+  const Tensor grad = to_dense(grad_output, layout);
   const Tensor none = nothing(input);
   const ScalarType type = input.scalar_type();
   const Tensor dx = output_mask[0] ? empty_map(input, {g.n, g.c, g.h, g.w}, layout) : none;
   const Tensor ddw = output_mask[1] ? empty_dense(input, sizes_of(depthwise_weight), ScalarType::Float) : none;
   const Tensor dpw = output_mask[2] ? empty_dense(input, sizes_of(pointwise_weight), ScalarType::Float) : none;
   const Tensor ddb = output_mask[3] ? empty_dense(input, {g.out_channels()}, ScalarType::Float) : none;
-  const Tensor dpb = output_mask[4] ? empty_dense(input, {o}, ScalarType::Float) : none;
+  const Tensor dpb = output_mask[4] ? empty_dense(input, {problem.o}, ScalarType::Float) : none;
   const bool inner = output_mask[0] || output_mask[1] || output_mask[3];
   const auto floats = [](const Tensor& t, bool wanted) { return wanted ? static_cast<float*>(t.mutable_data_ptr()) : nullptr; };
 
-  SeparableForward f{
-      g, o, dtype, layout, act.input, act.depthwise, act.pointwise, view(x, layout), dw.const_data_ptr(), data_or_null(db), pw.const_data_ptr(), data_or_null(pb),
-      view(res, layout), {}};
   Tensor dres = none, dz1, z2;
   if (grad.numel() == 0) {
     for (const Tensor* t : {&ddw, &dpw, &ddb, &dpb}) {
       Tensor zeroed = *t;
       torch::stable::zero_(zeroed);
     }
-    if (output_mask[5]) dres = empty_map(input, size, layout);
+    if (output_mask[5]) dres = empty_map(input, problem.size, layout);
   } else {
-    if (output_mask[5]) dres = empty_map(input, size, layout);
+    if (output_mask[5]) dres = empty_map(input, problem.size, layout);
     SeparableBackward p{f, view(grad, layout), {}, {}, {}, floats(dpw, output_mask[2]), floats(dpb, output_mask[4])};
     if (act.pointwise != Activation::identity) {
       if (derivative_from_output(act.pointwise) && output) {
         z2 = to_dense(*output, layout);
       } else {
-        z2 = empty_map(input, size, layout);
+        z2 = empty_map(input, problem.size, layout);
         f.pointwise_activation = Activation::identity;
         f.out = mutable_view(z2, layout);
         run_separable_forward(f);
@@ -96,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
     if (output_mask[5]) p.dresidual = mutable_view(dres, layout);
     run_pointwise_half(p);
     if (inner) {
-      DepthwiseBackward d{g, dtype, layout, act.input, view(x, layout), view(dz1, layout), dw.const_data_ptr(), {}, floats(ddw, output_mask[1]), floats(ddb, output_mask[3])};
+      DepthwiseBackward d{g, f.dtype, layout, act.input, f.x, view(dz1, layout), f.depthwise_weight, {}, floats(ddw, output_mask[1]), floats(ddb, output_mask[3])};
       if (output_mask[0] && dx.numel() > 0) d.dx = mutable_view(dx, layout);
       if (d.dx.data || d.dw || d.db) run_depthwise_backward(d);
     }

@@ -43,38 +43,27 @@ void for_each_row(int64_t rows, int64_t elements, const F& f) {
     for_each_run(rows, 0, f);
 }
 
-int64_t planes(Layout layout, int64_t n, int64_t c) { return layout == Layout::contiguous ? n * c : n; }
+int64_t planes(const ShiftStitch& p) { return p.fragments.layout == Layout::contiguous ? p.n * p.fragments.channels : p.n; }
 
 Tensor shift(const Tensor& input, std::vector<int64_t> stride, double fill) {
-  check_4d(input, "input");
-  check_list(stride, "stride", 2, 1);
-  const uint64_t bits = fill_bits(input, fill);
-  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3), sy = stride[0], sx = stride[1];
-  const Layout layout = suggested_layout(input);
-  const Tensor x = to_dense(input, layout);
-  Tensor out = empty_map(input, {n * sy * sx, c, ceil_div(h, sy), ceil_div(w, sx)}, layout);
+  ShiftStitch p = check_shift(input, stride);
+  p.fill = fill_bits(input, fill);
+  const Tensor x = to_dense(input, p.fragments.layout);
+  Tensor out = empty_map(input, {p.n * p.fragments.sy * p.fragments.sx, p.fragments.channels, p.fragments.h, p.fragments.w}, p.fragments.layout);
   if (out.numel() == 0) return out;
-  const ShiftStitch p{{c, out.size(2), out.size(3), sy, sx, layout}, n, h, w, static_cast<int>(input.element_size()), x.const_data_ptr(), out.mutable_data_ptr(), bits};
-  for_each_row(planes(layout, n, c) * p.fragments.h * sy, out.numel(), [&](int64_t begin, int64_t end, void*) { kernels().shift(p, begin, end); });
+  p.in = x.const_data_ptr(), p.out = out.mutable_data_ptr();
+  for_each_row(planes(p) * p.fragments.h * p.fragments.sy, out.numel(), [&](int64_t begin, int64_t end, void*) { kernels().shift(p, begin, end); });
   return out;
 }
 
 Tensor stitch(const Tensor& input, std::vector<int64_t> stride, std::vector<int64_t> size) {
-  check_4d(input, "input");
-  check_list(stride, "stride", 2, 1);
-  check_list(size, "size", 2, 0);
+  ShiftStitch p = check_stitch(input, stride, size);
   fill_bits(input, 0);
-  const int64_t sy = stride[0], sx = stride[1], c = input.size(1), u = input.size(2), v = input.size(3);
-  STD_TORCH_CHECK(input.size(0) % (sy * sx) == 0, "input: expected a batch that is a multiple of ", sy, "*", sx, " fragments, got shape ", shape_string(input));
-  STD_TORCH_CHECK(
-      size[0] <= u * sy && size[1] <= v * sx, "size: expected at most (", u * sy, ", ", v * sx, "), which the fragments cover, got ", shape_string(size));
-  const int64_t n = input.size(0) / (sy * sx);
-  const Layout layout = suggested_layout(input);
-  const Tensor x = to_dense(input, layout);
-  Tensor out = empty_map(input, {n, c, size[0], size[1]}, layout);
+  const Tensor x = to_dense(input, p.fragments.layout);
+  Tensor out = empty_map(input, {p.n, p.fragments.channels, p.h, p.w}, p.fragments.layout);
   if (out.numel() == 0) return out;
-  const ShiftStitch p{{c, u, v, sy, sx, layout}, n, size[0], size[1], static_cast<int>(input.element_size()), x.const_data_ptr(), out.mutable_data_ptr(), 0};
-  for_each_row(planes(layout, n, c) * size[0], out.numel(), [&](int64_t begin, int64_t end, void*) { kernels().stitch(p, begin, end); });
+  p.in = x.const_data_ptr(), p.out = out.mutable_data_ptr();
+  for_each_row(planes(p) * p.h, out.numel(), [&](int64_t begin, int64_t end, void*) { kernels().stitch(p, begin, end); });
   return out;
 }
 

@@ -7,8 +7,6 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-enum class Extra { none, argmax, indices };
-
 struct Pooled {
   Tensor out, taps;
 };
@@ -30,9 +28,7 @@ Pooled max_pool(const Tensor& x, const PoolGeometry& g, Layout layout, double fi
 Pooled max_pool(
     const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode, bool fragments, double fill,
     Extra extra) {
-  check_4d(input, "input");
-  parse_dtype(input, "input");
-  const PoolGeometry g = check_pool(sizes_of(input), "input", kernel_size, stride, padding, dilation, ceil_mode, fragments);
+  const PoolGeometry g = check_pool_input(input, kernel_size, stride, padding, dilation, ceil_mode, fragments);
   if (extra == Extra::argmax) check_argmax_taps(g);
   const Scope scope(input);
   const Layout layout = suggested_layout(input);
@@ -57,18 +53,8 @@ std::tuple<Tensor, Tensor> shift_stitch_max_pool2d_indices(
 Tensor shift_stitch_max_pool2d_backward(
     const Tensor& grad_output, const OptTensor& input, const OptTensor& argmax, Ints input_size, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
     bool ceil_mode, bool fragments) {
-  const DType dtype = parse_dtype(grad_output, "grad_output");
-  const PoolGeometry g = check_pool(input_size, "input_size", kernel_size, stride, padding, dilation, ceil_mode, fragments);
-  check_size(grad_output, "grad_output", pooled_size(g));
-  STD_TORCH_CHECK(input || argmax, "argmax: expected the argmax of the forward pass, or else its input to recompute it from; got neither");
-  if (argmax) {
-    check_argmax_taps(g);
-    check_size(*argmax, "argmax", pooled_size(g));
-    STD_TORCH_CHECK(argmax->scalar_type() == ScalarType::Byte, "argmax: expected dtype uint8");
-  } else {
-    check_same_kind(*input, "input", grad_output);
-    check_size(*input, "input", input_size);
-  }
+  const PoolGeometry g = check_pool_gradient(grad_output, input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments);
+  check_max_pool_source(grad_output, input, argmax, input_size, g);
   const Scope scope(grad_output);
   const Layout layout = suggested_layout(grad_output);
   const Tensor grad = to_dense(grad_output, layout);
@@ -78,23 +64,20 @@ Tensor shift_stitch_max_pool2d_backward(
   const bool bytes = g.kh * g.kw <= 256;
   const Tensor taps = argmax ? to_dense(*argmax, layout) : max_pool(to_dense(*input, layout), g, layout, 0, bytes ? Extra::argmax : Extra::indices, scope).taps;
   const MaxPoolBackward p{
-      g, dtype, layout, grad.const_data_ptr(), bytes ? static_cast<const uint8_t*>(taps.const_data_ptr()) : nullptr, nullptr, dx.mutable_data_ptr()};
+      g, parse_dtype(grad_output, "grad_output"), layout, grad.const_data_ptr(), bytes ? static_cast<const uint8_t*>(taps.const_data_ptr()) : nullptr, nullptr, dx.mutable_data_ptr()};
   const int64_t* indices = bytes ? nullptr : static_cast<const int64_t*>(taps.const_data_ptr());
   launch_max_pool_backward(p, indices, plan_max_pool_backward(p, indices, scope.device), scope.stream);
   scope.check();
   return dx;
 }
 
-// Forward and backward differ in which of the two maps is read.
 Tensor avg_pool(const Tensor& from, const PoolGeometry& g, bool count_include_pad, std::optional<int64_t> divisor_override, double fill, bool backward) {
-  STD_TORCH_CHECK(!divisor_override || *divisor_override != 0, "divisor_override: expected a divisor other than 0, got 0");
-  const DType dtype = parse_dtype(from, backward ? "grad_output" : "input");
+  AvgPool p = check_avg_pool(g, from, count_include_pad, divisor_override, fill, backward);
   const Scope scope(from);
-  const Layout layout = suggested_layout(from);
-  const Tensor in = to_dense(from, layout);
-  Tensor out = empty_map(from, backward ? Ints{g.n, g.c, g.h, g.w} : pooled_size(g), layout);
+  const Tensor in = to_dense(from, p.layout);
+  Tensor out = empty_map(from, avg_pool_size(p), p.layout);
   if (out.numel() == 0) return out;
-  const AvgPool p{g, dtype, layout, backward, count_include_pad, divisor_override.value_or(0), fill, in.const_data_ptr(), out.mutable_data_ptr()};
+  p.in = in.const_data_ptr(), p.out = out.mutable_data_ptr();
   launch_avg_pool(p, plan_avg_pool(p, scope.device), scope.stream);
   scope.check();
   return out;
@@ -103,17 +86,14 @@ Tensor avg_pool(const Tensor& from, const PoolGeometry& g, bool count_include_pa
 Tensor shift_stitch_avg_pool2d(
     const Tensor& input, Ints kernel_size, Ints stride, Ints padding, Ints dilation, bool ceil_mode, bool count_include_pad,
     std::optional<int64_t> divisor_override, bool fragments, double fill) {
-  check_4d(input, "input");
-  parse_dtype(input, "input");
-  const PoolGeometry g = check_pool(sizes_of(input), "input", kernel_size, stride, padding, dilation, ceil_mode, fragments);
+  const PoolGeometry g = check_pool_input(input, kernel_size, stride, padding, dilation, ceil_mode, fragments);
   return avg_pool(input, g, count_include_pad, divisor_override, fill, false);
 }
 
 Tensor shift_stitch_avg_pool2d_backward(
     const Tensor& grad_output, Ints input_size, Ints kernel_size, Ints stride, Ints padding, Ints dilation, bool ceil_mode, bool count_include_pad,
     std::optional<int64_t> divisor_override, bool fragments) {
-  const PoolGeometry g = check_pool(input_size, "input_size", kernel_size, stride, padding, dilation, ceil_mode, fragments);
-  check_size(grad_output, "grad_output", pooled_size(g));
+  const PoolGeometry g = check_pool_gradient(grad_output, input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments);
   return avg_pool(grad_output, g, count_include_pad, divisor_override, 0, true);
 }
 

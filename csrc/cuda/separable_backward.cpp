@@ -1,7 +1,6 @@
 // depthwise_separable_conv2d_backward on CUDA: the pointwise half by one kernel for the gradient of the depthwise result and one for the weights,
 // then the depthwise backward.
-#include "common/check.h"
-#include "common/library_path.h"
+#include "common/check_separable.h"
 #include "entry.h"
 #include "separable_backward_launch.h"
 #include "separable_launch.h"
@@ -25,37 +24,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
     const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, std::vector<int64_t> stride, std::vector<int64_t> padding,
     std::vector<int64_t> dilation, std::string input_activation, std::string depthwise_activation, std::string pointwise_activation, std::vector<bool> output_mask,
     bool allow_tf32) {
-  const ConvGeometry g = check_conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation);
-  const int64_t o = check_pointwise(pointwise_weight, g.out_channels(), input);
-  check_vector(pointwise_bias, "pointwise_bias", o, input);
-  const std::vector<int64_t> size{g.n, o, g.oh, g.ow};
-  check_map(grad_output, "grad_output", size, input);
-  check_map(residual, "residual", size, input);
-  check_map(output, "output", size, input);
-  check_mask(output_mask, 6);
-  const library::Activations act{
-      parse_activation(input_activation, "input_activation"), parse_activation(depthwise_activation, "depthwise_activation"),
-      parse_activation(pointwise_activation, "pointwise_activation")};
+  const SeparableProblem problem = check_separable(
+      input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation, depthwise_activation,
+      pointwise_activation);
+  check_separable_backward(problem, grad_output, input, output, output_mask);
+  const ConvGeometry& g = problem.g;
+  const library::Activations& act = problem.act;
   const Scope scope(input);
-  const library::ConvArgs conv{stride, padding, dilation};
   if (input.scalar_type() == ScalarType::Double || grad_output.numel() == 0)
     return library::separable_backward(
-        grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, conv, act, output_mask);
+        grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, problem.conv, act, output_mask);
 
-  const Layout layout = suggested_layout(input);
-  const Tensor x = to_dense(input, layout), dw = to_dense(depthwise_weight), pw = to_dense(pointwise_weight), none = nothing(input);
-  const OptTensor db = to_dense(depthwise_bias), pb = to_dense(pointwise_bias), res = to_dense(residual, layout);
+  const SeparableOperands operands(problem, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual);
+  const Layout layout = operands.layout;
+  const Tensor none = nothing(input);
   Tensor grad = to_dense(grad_output, layout);
   SeparableBackward p{};
-  p.f = {
-      g, o, parse_dtype(input, "input"), layout, act.input, act.depthwise, act.pointwise, view(x, layout), dw.const_data_ptr(), data_or_null(db), pw.const_data_ptr(),
-      data_or_null(pb), view(res, layout), {}};
+  p.f = operands.forward;
   Tensor z2, dresidual = none, dz1;
   if (act.pointwise != Activation::identity)
-    z2 = derivative_from_output(act.pointwise) && output ? to_dense(*output, layout) : pre_activation(p.f, input, size, float_products(allow_tf32), scope);
+    z2 = derivative_from_output(act.pointwise) && output ? to_dense(*output, layout) : pre_activation(p.f, input, problem.size, float_products(allow_tf32), scope);
   if (output_mask[5]) {
     // The gradient before the activation is wanted itself: everything else starts from it.
-    dresidual = empty_map(input, size, layout);
+    dresidual = empty_map(input, problem.size, layout);
     launch_activation_gate(
         grad.const_data_ptr(), act.pointwise == Activation::identity ? grad.const_data_ptr() : z2.const_data_ptr(), dresidual.mutable_data_ptr(), grad.numel(),
         p.f.dtype, act.pointwise, scope.device, scope.stream);
@@ -72,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
     p.dz1 = mutable_view(dz1, layout);
   }
   Tensor dpw = output_mask[2] ? empty_dense(input, sizes_of(pointwise_weight), input.scalar_type()) : none;
-  Tensor dpb = output_mask[4] ? empty_dense(input, {o}, input.scalar_type()) : none;
+  Tensor dpb = output_mask[4] ? empty_dense(input, {problem.o}, input.scalar_type()) : none;
   if (inner || output_mask[2] || output_mask[4]) {
     const SeparableBackwardPlan plan = plan_separable_backward(p, output_mask[2], output_mask[4], float_products(allow_tf32), scope.device);
     Tensor workspace = empty_dense(input, {static_cast<int64_t>(plan.weight_bytes + plan.partial_bytes)}, ScalarType::Byte);
@@ -86,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> depthwise_separable_c
   Tensor ddw = output_mask[1] ? empty_dense(input, sizes_of(depthwise_weight), input.scalar_type()) : none;
   Tensor ddb = output_mask[3] ? empty_dense(input, {g.out_channels()}, input.scalar_type()) : none;
   if (inner) {
-    DepthwiseBackward d{g, p.f.dtype, layout, act.input, view(x, layout), view(dz1, layout), dw.const_data_ptr(), {}, nullptr, nullptr};
+    DepthwiseBackward d{g, p.f.dtype, layout, act.input, p.f.x, view(dz1, layout), p.f.depthwise_weight, {}, nullptr, nullptr};
     if (output_mask[0]) d.dx = mutable_view(dx, layout);
     const DepthwiseBackwardPlan plan = plan_depthwise_backward(d, sums, scope.device);
     Tensor partials = empty_dense(input, {static_cast<int64_t>(plan.partial_bytes / sizeof(float))}, ScalarType::Float);

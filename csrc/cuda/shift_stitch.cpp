@@ -25,37 +25,26 @@ uint64_t fill_bits(DType t, double fill) {
 }
 
 Tensor shift(const Tensor& input, std::vector<int64_t> stride, double fill) {
-  check_4d(input, "input");
-  check_list(stride, "stride", 2, 1);
-  const uint64_t bits = fill_bits(parse_dtype(input, "input"), fill);
-  const int64_t n = input.size(0), c = input.size(1), h = input.size(2), w = input.size(3), sy = stride[0], sx = stride[1];
+  ShiftStitch p = check_shift(input, stride);
+  p.fill = fill_bits(parse_dtype(input, "input"), fill);
   const Scope scope(input);
-  const Layout layout = suggested_layout(input);
-  const Tensor x = to_dense(input, layout);
-  Tensor out = empty_map(input, {n * sy * sx, c, ceil_div(h, sy), ceil_div(w, sx)}, layout);
+  const Tensor x = to_dense(input, p.fragments.layout);
+  Tensor out = empty_map(input, {p.n * p.fragments.sy * p.fragments.sx, p.fragments.channels, p.fragments.h, p.fragments.w}, p.fragments.layout);
   if (out.numel() == 0) return out;
-  const ShiftStitch p{{c, out.size(2), out.size(3), sy, sx, layout}, n, h, w, static_cast<int>(input.element_size()), x.const_data_ptr(), out.mutable_data_ptr(), bits};
+  p.in = x.const_data_ptr(), p.out = out.mutable_data_ptr();
   launch_shift(p, plan_copy(p), scope.stream);
   scope.check();
   return out;
 }
 
 Tensor stitch(const Tensor& input, std::vector<int64_t> stride, std::vector<int64_t> size) {
-  check_4d(input, "input");
+  ShiftStitch p = check_stitch(input, stride, size);
   parse_dtype(input, "input");
-  check_list(stride, "stride", 2, 1);
-  check_list(size, "size", 2, 0);
-  const int64_t sy = stride[0], sx = stride[1], c = input.size(1), u = input.size(2), v = input.size(3);
-  STD_TORCH_CHECK(input.size(0) % (sy * sx) == 0, "input: expected a batch that is a multiple of ", sy, "*", sx, " fragments, got shape ", shape_string(input));
-  STD_TORCH_CHECK(
-      size[0] <= u * sy && size[1] <= v * sx, "size: expected at most (", u * sy, ", ", v * sx, "), which the fragments cover, got ", shape_string(size));
-  const int64_t n = input.size(0) / (sy * sx);
   const Scope scope(input);
-  const Layout layout = suggested_layout(input);
-  const Tensor x = to_dense(input, layout);
-  Tensor out = empty_map(input, {n, c, size[0], size[1]}, layout);
+  const Tensor x = to_dense(input, p.fragments.layout);
+  Tensor out = empty_map(input, {p.n, p.fragments.channels, p.h, p.w}, p.fragments.layout);
   if (out.numel() == 0) return out;
-  const ShiftStitch p{{c, u, v, sy, sx, layout}, n, size[0], size[1], static_cast<int>(input.element_size()), x.const_data_ptr(), out.mutable_data_ptr(), 0};
+  p.in = x.const_data_ptr(), p.out = out.mutable_data_ptr();
   launch_stitch(p, plan_copy(p), scope.stream);
   scope.check();
   return out;
