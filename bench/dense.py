@@ -26,7 +26,9 @@ STRIDE, CLASSES = 32, 21
 # The size of the goal: all shifted runs, both memory formats, and the measured choice too.
 GOAL_SIZE = 224
 SIZES = {"quick": (96,), "default": (96, 160, GOAL_SIZE, 320), "full": (96, 160, GOAL_SIZE, 320, 448)}
-ROUNDS, SAMPLED_RUNS = 3, 64
+# Turns of each contestant: as many as fit into the seconds, but at least and at most so many.
+FEWEST, MOST, SECONDS = 5, 25, 12.0
+SAMPLED_RUNS = 64
 # Relative L2 in float32 between two orders of the same sums, through some fifty layers.
 TOLERANCE = 1e-5
 SHIFTED, FRAGMENTS, DILATED, AUTO, TUNED = "shifted runs", "fragments", "dilated", "auto", "auto, tuned"
@@ -217,8 +219,12 @@ def measure(case: DenseCase, device: str, memory: Memory | None) -> dict:
         del result
     del dense
     with torch.inference_mode():
-        for turn in range(ROUNDS):
-            for entry in entries:
+        start, order = time.perf_counter(), random.Random(0)
+        for turn in range(MOST):
+            if turn >= FEWEST and time.perf_counter() - start > SECONDS:
+                break
+            # Not always behind the same one, which leaves the caches and the memory as it does.
+            for entry in order.sample(entries, len(entries)):
                 # A thousand runs are a mean already.
                 if turn == 0 or entry.name != SHIFTED or sample:
                     entry.seconds.append(seconds(lambda call=entry.call: call(x), device) / entry.share)

@@ -54,18 +54,18 @@ def memories(result: dict) -> Table:
 
 
 def goals(result: dict) -> Table:
-    """The two promises about speed, at the size they name."""
+    """The two promises about speed: the first at the size that it names, the second everywhere."""
     lines = []
     for case in result["cases"]:
-        if case["size"] != result["goal_size"]:
-            continue
         times = _times(case)
         best = times.get(TUNED, times[AUTO])
         gain, over = times[SHIFTED] / best, best / min(times[DILATED], times[FRAGMENTS])
-        name = f"{case['network']}, {case['layout']}"
-        lines.append((f"{name}: times faster than {result['stride'] ** 2} shifted runs", "10", ratio(gain), "reached" if gain >= 10 else "missed"))
+        name = f"{case['network']}, {case['layout']}, {case['size']}"
+        if case["size"] == result["goal_size"]:
+            verdict = "reached" if gain >= 10 else "missed"
+            lines.append((f"{name}: times faster than {result['stride'] ** 2} shifted runs", "10", ratio(gain), verdict))
         lines.append((f"{name}: over the better of dilated and fragments", ratio(NOISE), ratio(over), "reached" if over <= NOISE else "missed"))
-    note = f"At {result['goal_size']}x{result['goal_size']}; a twentieth is what two medians of the same network differ by."
+    note = "A twentieth is what two medians of the same network differ by."
     return Table("Goals", note, ("figure", "goal", "measured", "verdict"), lines)
 
 

@@ -14,7 +14,8 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "SIZES", {"quick": (64,)})
-        patch.setattr(dense, "ROUNDS", 1)
+        patch.setattr(dense, "FEWEST", 1)
+        patch.setattr(dense, "MOST", 1)
         patch.setattr(dense, "SAMPLED_RUNS", 4)
         threads = torch.get_num_threads()
         try:
