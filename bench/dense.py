@@ -85,7 +85,10 @@ class BasicBlock(nn.Module):
     def __init__(self, channels: int, out: int, stride: int):
         super().__init__()
         self.main = nn.Sequential(
-            nn.Conv2d(channels, out, 3, stride, 1, bias=False), *norm_and_relu(out), nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
+            nn.Conv2d(channels, out, 3, stride, 1, bias=False),
+            *norm_and_relu(out),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out),
         )
         same = stride == 1 and channels == out
         self.short = nn.Identity() if same else nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))

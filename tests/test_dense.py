@@ -11,6 +11,7 @@ from torch import nn
 
 from fastconv.dense import NotConvertible, shift_and_stitch, to_dense
 from fastconv.dense.cost import dense_sizes
+from fastconv.dense.plan import UNSURE
 from fastconv.dense.rates import rates, total_stride
 from fastconv.spatial import read
 
@@ -368,10 +369,11 @@ def test_auto_prints_its_costs_and_tune_measures():
         plan = dense.report.plan
         text = str(dense.report)
         assert "GFLOP" in text and f"chosen: {plan.choice}" in text
-        assert bool(plan.measured) == tune
+        close = [name for name, seconds in plan.predicted.items() if tune or seconds < UNSURE * min(plan.predicted.values())]
+        assert set(plan.measured) == set(close if len(close) > 1 else ())
         times = plan.measured or plan.predicted
         # The quickest, or the better of the two pure methods where a mixture is hardly quicker.
-        assert times[plan.choice] <= min(times["dilated"], times["fragments"])
+        assert times[plan.choice] <= min(times[name] for name in ("dilated", "fragments") if name in times)
         assert times[plan.choice] * 0.95 < min(times.values())
     with pytest.raises(ValueError, match="tune"):
         to_dense(model, 1, "auto", tune=True)

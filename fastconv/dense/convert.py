@@ -52,7 +52,7 @@ def to_dense(
             is symmetric.
         verify: compare with `model` in float64 at the aligned positions, on a small random image, and keep the error in the report.
         fully_convolutional: drop the global average pool of a classifier and slide what follows it, linear layers as 1x1 convolutions.
-        tune: with "auto", measure the choices on `example_input` instead of predicting them.
+        tune: with "auto", measure the choices on `example_input` in any case, not only where the predictions are close.
         chunk_bytes: memory for the maps of one run through the fragmented part; fewer fragments at a time stay in the caches. "auto" asks
             the cost
             model, None takes all at once.
@@ -105,7 +105,7 @@ def to_dense(
     def candidate(plan: Plan) -> DenseModel:
         return build(model, network, rate, plan, least, chunk_bytes)
 
-    plan = make_plan(network, rate, method, least, example_input, channels, candidate if tune else None, chunk_bytes is not None)
+    plan = make_plan(network, rate, method, least, example_input, channels, candidate, chunk_bytes is not None, tune)
     dense = build(model, network, rate, plan, least, chunk_bytes)
     dense.report = DenseReport(
         type(model).__name__,

@@ -320,7 +320,13 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(model, x: Tensor, rounds: int = 2) -> float:
-    """Seconds for a run of `model`, the quickest of a few."""
+def measure(models: dict[str, Callable[[Tensor], object]], x: Tensor, rounds: int = 3) -> dict[str, float]:
+    """Seconds for a run of each model, the quickest of a few; they take turns, so that what else the machine does meets all alike."""
+    best = dict.fromkeys(models, float("inf"))
     with torch.inference_mode():
-        return _seconds(lambda: model(x), x.device.type, rounds)
+        for turn in range(rounds + 1):
+            for name, model in models.items():
+                seconds = _seconds(lambda model=model: model(x), x.device.type, 1, warm=False)
+                if turn:
+                    best[name] = min(best[name], seconds)
+    return best

@@ -16,6 +16,8 @@ METHODS = ("dilated", "fragments", "auto")
 ONE: Pair = (1, 1)
 NOMINAL = 224
 CLEARLY = 0.96
+# What is predicted to take up to this much longer than the quickest may be the quickest.
+UNSURE = 1.3
 
 
 @dataclass
@@ -63,8 +65,10 @@ def make_plan(
     channels: int,
     build: Build | None = None,
     in_parts: bool = True,
+    tune: bool = False,
 ) -> Plan:
-    """The layout of every map. `build`, with an example, makes a network of a plan, to be timed. in_parts: whether fragments may be taken
+    """The layout of every map. `build`, with an example, makes a network of a plan, to be timed where predictions do not decide, and with
+    `tune` always. in_parts: whether fragments may be taken
     through the network a few at a time, for which the sizes of the maps must be known."""
     maps = [n for n in network.steps if isinstance(network.values[n], Map)]
     dilated = Plan({n: ONE for n in maps})
@@ -86,10 +90,13 @@ def make_plan(
     channels_last = example is not None and example.is_contiguous(memory_format=torch.channels_last) and not example.is_contiguous()
     kind = cost.Kind(like.device.type, parameter.dtype, channels_last, torch.get_num_threads())
     costs = cost.predict(network, rate, sizes, kind, cost.cache_bytes())
-    return _choose(network, rate, replace(dilated, **common), fragments, costs, kind, build, example)
+    candidates = _candidates(network, rate, replace(dilated, **common), fragments, costs, kind)
+    if build is None or example is None:
+        return _choose(candidates, costs)
+    return _choose(candidates, costs, tune, build, example.to(parameter))
 
 
-def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, kind: cost.Kind, build: Build | None, example) -> Plan:
+def _candidates(network, rate, dilated: Plan, fragments: Plan, costs: dict, kind: cost.Kind) -> dict[str, tuple[float, Plan]]:
     """Dilated up to some step, on fragments from there: rates only grow, so one change-over per path is all there is to choose."""
     machine, itemsize = cost.machine(kind), kind.dtype.itemsize
     ends = sum(fragments.elements[n] for n in network.output_maps() if not rate[n].untouched) * itemsize
@@ -105,18 +112,26 @@ def _choose(network, rate, dilated: Plan, fragments: Plan, costs: dict, kind: co
         shift = 2 * fragments.elements[node] * itemsize / machine.memory
         seconds = sum(c.dilated if n in before else c.fragments for n, c in costs.items()) + shift + stitch
         candidates[f"fragments behind {network.steps[node].name}"] = (seconds, replace(fragments, layout=layout))
+    return candidates
+
+
+def _choose(
+    candidates: dict[str, tuple[float, Plan]], costs: dict, tune: bool = False, build: Build | None = None, example: Tensor | None = None
+) -> Plan:
+    """The quickest as predicted; as measured on the example, where there is one, among those that the prediction cannot tell apart, or with
+    `tune`."""
     ranked = sorted(candidates, key=lambda name: candidates[name][0])
-    shown = dict.fromkeys([ranked[0], "dilated", "fragments"])
+    shown = dict.fromkeys([*ranked[: 2 if tune else 1], "dilated", "fragments"])
+    predicted = {name: candidates[name][0] for name in shown}
+    close = [name for name in shown if tune or predicted[name] < UNSURE * predicted[ranked[0]]]
     measured = {}
-    if build is not None:
-        shown = dict.fromkeys([*ranked[:2], "dilated", "fragments"])
-        measured = {name: cost.measure(build(candidates[name][1]), example) for name in shown}
-    times = measured or {name: seconds for name, (seconds, _) in candidates.items()}
+    if build is not None and len(close) > 1:
+        measured = cost.measure({name: build(candidates[name][1]) for name in close}, example)
+    times = measured or predicted
     # A mixture that is not clearly ahead may be behind: two runs of the same network differ by some percent.
-    simple = min(("dilated", "fragments"), key=times.get)
+    simple = min((name for name in ("dilated", "fragments") if name in times), key=times.get)
     best = min(times, key=times.get)
     choice = best if times[best] < CLEARLY * times[simple] else simple
-    predicted = {name: candidates[name][0] for name in shown}
     return replace(candidates[choice][1], costs=costs, predicted=predicted, measured=measured, choice=choice)
 
 
