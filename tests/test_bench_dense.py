@@ -52,6 +52,16 @@ def test_tables_and_page_come_from_the_record(result, tmp_path):
     assert f"| {dense_report.ratio(gain)} | {'reached' if gain >= 10 else 'missed'} |" in text
 
 
+def test_the_noise_of_a_run_comes_from_programs_timed_twice():
+    def entry(name, median, chosen):
+        return {"name": name, "median": median, "chosen": chosen}
+
+    pure = [entry(dense.DILATED, 2.0, "dilated"), entry(dense.FRAGMENTS, 3.0, "fragments")]
+    mixed, slower = entry(dense.AUTO, 1.0, "fragments behind a"), entry(dense.AUTO, 2.2, "dilated")
+    assert dense_report.noise({"cases": [{"contestants": [*pure, mixed]}]}) is None
+    assert dense_report.noise({"cases": [{"contestants": [*pure, slower]}]}) == pytest.approx(1.1)
+
+
 def test_a_wrong_map_ends_the_run(monkeypatch):
     right = dense.shifted_runs
     monkeypatch.setattr(dense, "shifted_runs", lambda model, x, runs: right(model, x, runs) * (1 + 1e-4))
