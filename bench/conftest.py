@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc):
         (case, rival, layout)
         for case in select(device, grid)
         if case.op in metafunc.module.OPERATORS
-        for rival, layout in sorted(bench.pairings(case), key=lambda pair: pair[0].is_subject)
+        for rival, layout in sorted(bench.pairings(), key=lambda pair: pair[0].is_subject)
     ]
     names = [f"{case.id}-{rival.name.replace(' ', '-')}-{layout}" for case, rival, layout in contests]
     metafunc.parametrize("contest", contests, ids=names)

@@ -146,7 +146,7 @@ class Bench:
     def _steps(self, case: Case) -> Iterator[str]:
         yield "making the inputs and the float64 answer"
         problem = Problem(case, self.device, self.cache_bytes)
-        entries = [Entry(rival, layout, {"rival": rival.name, "layout": layout}) for rival, layout in self.pairings(case)]
+        entries = [Entry(rival, layout, {"rival": rival.name, "layout": layout}) for rival, layout in self.pairings()]
         for entry in entries:
             yield f"building {entry.rival.name} {entry.layout}"
             _enter(problem, entry)
@@ -161,13 +161,9 @@ class Bench:
             yield from _time_on_cpu(problem, running, self.budget)
         self.record = self._record(case, problem, entries)
 
-    def pairings(self, case: Case) -> Iterator[tuple[Rival, str]]:
-        """Who runs in which memory format. 16-bit fastconv rows are channels_last on a CPU: the format its 16-bit rivals are made for."""
-        only_nhwc = self.device == "cpu" and case.dtype != "float32"
-        for rival in contestants(self.device):
-            for layout in rival.layouts:
-                if layout == "channels_last" or not (rival.is_subject and only_nhwc):
-                    yield rival, layout
+    def pairings(self) -> Iterator[tuple[Rival, str]]:
+        """Who runs in which memory format."""
+        return ((rival, layout) for rival in contestants(self.device) for layout in rival.layouts)
 
     def _measure_memory(self, problem: Problem, entry: Entry) -> None:
         if self.device == "cuda":

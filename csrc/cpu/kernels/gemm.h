@@ -25,6 +25,7 @@ struct F32Dot {
   static FASTCONV_INLINE vf vectors(const float* p) { return load(p); }
   static FASTCONV_INLINE vf broadcast(const float* p) { return set1(*p); }
   static FASTCONV_INLINE vf mac(vf acc, vf panel, vf b) { return fma(panel, b, acc); }
+  static FASTCONV_INLINE void put(float* p, int64_t, vf v) { store(p, v); }
 };
 
 #if FASTCONV_ISA_avx512_bf16
@@ -35,6 +36,11 @@ struct BF16Dot {
   static FASTCONV_INLINE __m512i vectors(const uint32_t* p) { return _mm512_loadu_si512(p); }
   static FASTCONV_INLINE __m512i broadcast(const uint32_t* p) { return _mm512_set1_epi32((int)*p); }
   static FASTCONV_INLINE vf mac(vf acc, __m512i panel, __m512i b) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)panel, (__m512bh)b); }
+  // Channel k of L pixels, into pairs that are complete once both of their channels are stored, the even one first.
+  static FASTCONV_INLINE void put(uint32_t* pairs, int64_t k, vf v) {
+    const __m512i half = _mm512_cvtepu16_epi32(to_bf16(v));
+    _mm512_storeu_si512(pairs, k % 2 ? _mm512_or_si512(_mm512_loadu_si512(pairs), _mm512_slli_epi32(half, 16)) : half);
+  }
 };
 #endif
 

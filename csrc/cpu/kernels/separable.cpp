@@ -2,6 +2,8 @@
 //
 //   channels_last  scratch [pixel][channel]; vectors run over output channels (packed weights), pixels are broadcast
 //   contiguous     scratch [panel of pixels][channel][pixel]; vectors run over pixels, weights are broadcast
+//
+// With bf16 dot products an element of either is a pair of neighbouring channels.
 #include "../kernels.h"
 #include "gemm.h"
 #include "stage.h"
@@ -23,12 +25,13 @@ int64_t odd_lines(int64_t elements, int64_t size) {
   return (lines | 1) * per_line;
 }
 
-bool use_bf16_dot(const SeparableForward& p) { return kBf16Dot && p.dtype == DType::bf16 && p.layout == Layout::channels_last; }
-
 int64_t panel_begin(int64_t vectors, int64_t panels, int64_t panel) { return vectors * panel / panels; }
 
 // Contiguous rows of a tile that wait for their store around the caches.
 int64_t waiting_bytes(int64_t tile_pixels) { return align64(4 * kRows * tile_pixels); }
+
+// Contiguous: whether the rows of the pointwise weight are rows of the product's elements already.
+bool pointwise_in_place(const SeparableForward& p, bool bf16_dot) { return p.dtype == DType::f32 || (bf16_dot && p.g.out_channels() % 2 == 0); }
 
 // Tiles of equal size, a multiple of `unit`, at most `most` pixels, and enough of them for every thread.
 int64_t tile_size(int64_t pixels, int64_t most, int64_t unit, int threads) {
@@ -42,7 +45,7 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
   const int64_t channels = g.out_channels(), pixels = g.oh * g.ow;
   SeparablePlan s = {};
   s.panel_rows = kRows;
-  s.bf16_dot = use_bf16_dot(p);
+  s.bf16_dot = kBf16Dot && p.dtype == DType::bf16;
   s.splits = 1;
   const bool aligned = p.layout == Layout::contiguous || (p.o % L == 0 && reinterpret_cast<uintptr_t>(p.out.data) % 64 == 0);
   s.streaming = L == 16 && p.dtype == DType::f32 && 4 * g.n * p.o * pixels > kBypassFrom && aligned;
@@ -68,7 +71,8 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
     const PlaneSource source = plane_source(g, p.dtype, p.input_activation);
     s.flat = source == PlaneSource::in_place;
     s.panel_vectors = kGroup;
-    const int64_t vectors = ceil_div(pixels, L), most = min64(kMaxPixelsNchw, max64(kGroupPixels, kScratchBudget / (4 * channels))) / L;
+    const int64_t k_count = s.bf16_dot ? ceil_div(channels, 2) : channels;  // elements of four bytes
+    const int64_t vectors = ceil_div(pixels, L), most = min64(kMaxPixelsNchw, max64(kGroupPixels, kScratchBudget / (4 * k_count))) / L;
     // Tiles of equal size but for a vector, and as many for every thread.
     s.tiles = ceil_div(vectors, most);
     if (g.n < threads) s.tiles = min64(vectors, round_up(s.tiles, threads));
@@ -80,10 +84,11 @@ SeparablePlan plan(const SeparableForward& p, int threads) {
       s.items *= s.splits;
     }
     s.row_stride = kGroupPixels;
-    s.scratch_bytes = align64(4 * s.tile_pixels * channels) + PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels) + (s.streaming ? waiting_bytes(s.tile_pixels) : 0);
-    // Depthwise weights and bias, pointwise bias and (16-bit inputs) pointwise weights, all as float32.
-    s.packed_bytes = align64(4 * channels * (g.taps() + 1)) + align64(4 * p.o) + (p.dtype == DType::f32 ? 0 : 4 * p.o * channels);
-    s.pack_items = 1 + (p.dtype == DType::f32 ? 0 : ceil_div(p.o, 16));
+    s.scratch_bytes = align64(4 * s.tile_pixels * k_count) + PlaneTile<float>::scratch_bytes(g, source, s.tile_pixels) + (s.streaming ? waiting_bytes(s.tile_pixels) : 0);
+    // Depthwise weights and bias, pointwise bias, all as float32, and pointwise weights that are not read where they lie.
+    const bool in_place = pointwise_in_place(p, s.bf16_dot);
+    s.packed_bytes = align64(4 * channels * (g.taps() + 1)) + align64(4 * p.o) + (in_place ? 0 : 4 * p.o * k_count);
+    s.pack_items = 1 + (in_place ? 0 : ceil_div(p.o, 16));
   }
   return s;
 }
@@ -306,9 +311,9 @@ struct PackedNchw {
   float* depthwise;  // [channel][tap]
   float* depthwise_bias;
   float* bias;
-  const float* weights;  // (O, K)
+  void* weights;  // (O, K): float32 or pairs of bfloat16
 };
-PackedNchw place_nchw(const SeparableForward& p, void* packed) {
+PackedNchw place_nchw(const SeparableForward& p, const SeparablePlan& s, void* packed) {
   char* at = static_cast<char*>(packed);
   PackedNchw w;
   w.depthwise = reinterpret_cast<float*>(at);
@@ -316,13 +321,13 @@ PackedNchw place_nchw(const SeparableForward& p, void* packed) {
   at += align64(4 * p.g.out_channels() * (p.g.taps() + 1));
   w.bias = reinterpret_cast<float*>(at);
   at += align64(4 * p.o);
-  w.weights = p.dtype == DType::f32 ? static_cast<const float*>(p.pointwise_weight) : reinterpret_cast<const float*>(at);
+  w.weights = pointwise_in_place(p, s.bf16_dot) ? const_cast<void*>(p.pointwise_weight) : at;
   return w;
 }
 
 template <class T>
-void pack_nchw(const SeparableForward& p, int64_t begin, int64_t end, void* packed) {
-  const PackedNchw w = place_nchw(p, packed);
+void pack_nchw(const SeparableForward& p, const SeparablePlan& s, int64_t begin, int64_t end, void* packed) {
+  const PackedNchw w = place_nchw(p, s, packed);
   const int64_t channels = p.g.out_channels();
   for (int64_t item = begin; item < end; ++item) {
     if (item == 0) {
@@ -332,24 +337,33 @@ void pack_nchw(const SeparableForward& p, int64_t begin, int64_t end, void* pack
       for (int64_t i = 0; i < p.o; ++i) w.bias[i] = pb ? to_float(pb[i]) : 0.f;
     } else {
       const T* from = static_cast<const T*>(p.pointwise_weight);
-      float* to = const_cast<float*>(w.weights);
-      for (int64_t i = (item - 1) * 16 * channels; i < min64(p.o, item * 16) * channels; ++i) to[i] = to_float(from[i]);
+      const int64_t first = (item - 1) * 16, last = min64(p.o, item * 16);
+      if (s.bf16_dot) {  // rows of an odd length get a partner
+        T* to = static_cast<T*>(w.weights);
+        for (int64_t o = first; o < last; ++o) {
+          memcpy(to + o * (channels + 1), from + o * channels, sizeof(T) * channels);
+          to[o * (channels + 1) + channels] = {};
+        }
+      } else {
+        float* to = static_cast<float*>(w.weights);
+        for (int64_t i = first * channels; i < last * channels; ++i) to[i] = to_float(from[i]);
+      }
     }
   }
 }
 
 // `pitch` is the distance of two rows of `out`.
-template <int R, int NV, class T>
+template <class Dot, int R, int NV, class T>
 __attribute__((noinline)) void block_nchw(
-    const SeparableForward& p, int64_t channels, const float* panel, const float* weights, const float* bias, int64_t pixels, const T* residual, T* out,
-    int64_t pitch, Fetch fetch) {
+    const SeparableForward& p, int64_t k_count, const typename Dot::Element* panel, const typename Dot::Element* weights, const float* bias, int64_t pixels,
+    const T* residual, T* out, int64_t pitch, Fetch fetch) {
   const int64_t plane = p.g.oh * p.g.ow;
   vf acc[R][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = set1(bias[r]);
-  gemm_block<F32Dot, NV, R>(channels, panel, NV * L, weights, channels, 1, acc, fetch);
+  gemm_block<Dot, NV, R>(k_count, panel, NV * L, weights, k_count, 1, acc, fetch);
   finish(
       acc, R, pixels, p.pointwise_activation, residual, out, false, [&](int r) { return r * plane; }, [&](int r) { return r * pitch; });
 }
@@ -392,24 +406,26 @@ void copy_streaming(const T* from, int64_t n, T* to) {
   if (i < n) store_part(to + i, load_part(from + i, int(n - i)), int(n - i));
 }
 
-template <class T>
+template <class T, class Dot>
 void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNchw& w, int64_t n, int64_t tile, int64_t split, void* scratch) {
+  using Element = typename Dot::Element;
   const ConvGeometry& g = p.g;
-  const int64_t channels = g.out_channels(), plane = g.oh * g.ow, taps = g.taps(), vectors = ceil_div(plane, L);
+  const int64_t channels = g.out_channels(), k_count = ceil_div(channels, Dot::kStep), plane = g.oh * g.ow, taps = g.taps(), vectors = ceil_div(plane, L);
   const int64_t p0 = vectors * tile / s.tiles * L, p1 = min64(plane, vectors * (tile + 1) / s.tiles * L);
   const TileGroups groups = even_groups(p1 - p0);
-  float* panels = static_cast<float*>(scratch);  // [group][channel][pixel]
+  Element* panels = static_cast<Element*>(scratch);  // [group][k][pixel]
+  const Element* weights = static_cast<const Element*>(w.weights);
   PlaneTile<T> stage(
-      g, plane_source(g, p.dtype, p.input_activation), p.input_activation, p0, p1, groups, static_cast<char*>(scratch) + align64(4 * s.tile_pixels * channels));
+      g, plane_source(g, p.dtype, p.input_activation), p.input_activation, p0, p1, groups, static_cast<char*>(scratch) + align64(4 * s.tile_pixels * k_count));
 
   const T* image = static_cast<const T*>(p.x.data) + n * p.x.sn;
   for (int64_t c = 0; c < channels; ++c) {
     if (c % g.multiplier == 0) stage.bind(image + c / g.multiplier * p.x.sc, p.x.sh);
     stage.channel(w.depthwise + c * taps, w.depthwise_bias[c], p.depthwise_activation, [&](int64_t vector, auto& acc) __attribute__((always_inline)) {
       constexpr int64_t size = sizeof(acc) / sizeof(vf);
-      float* to = panels + (vector * channels + c * size) * L;
+      Element* to = panels + (vector * k_count + c / Dot::kStep * size) * L;
 #pragma GCC unroll 4
-      for (int v = 0; v < size; ++v) store(to + v * L, acc[v]);
+      for (int v = 0; v < size; ++v) Dot::put(to + v * L, c, acc[v]);
     });
   }
 
@@ -425,8 +441,8 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
     for (int64_t group = 0; group < groups.count; ++group) {
       const int64_t at = groups.begin(group) * L;
       with_group_size(groups.size(group), [&](auto size) __attribute__((always_inline)) {
-        block_nchw<count.value, size.value, T>(
-            p, channels, panels + at * channels, w.weights + o * channels, w.bias + o, p1 - p0 - at, residual ? residual + run + at : nullptr,
+        block_nchw<Dot, count.value, size.value, T>(
+            p, k_count, panels + at * k_count, weights + o * k_count, w.bias + o, p1 - p0 - at, residual ? residual + run + at : nullptr,
             waiting ? waiting + at : out + run + at, waiting ? s.tile_pixels : plane, fetch.next());
       });
     }
@@ -445,33 +461,32 @@ void tile_nchw(const SeparableForward& p, const SeparablePlan& s, const PackedNc
 // ---- entries -----------------------------------------------------------------------------------------------------------------
 
 void pack(const SeparableForward& p, const SeparablePlan& s, int64_t begin, int64_t end, void* packed) {
-  if (s.bf16_dot) return pack_nhwc<bf16, uint32_t>(p, s, begin, end, packed);
+  if (s.bf16_dot && p.layout == Layout::channels_last) return pack_nhwc<bf16, uint32_t>(p, s, begin, end, packed);
   with_type(p.dtype, [&](auto t) {
     if (p.layout == Layout::channels_last)
       pack_nhwc<decltype(t), float>(p, s, begin, end, packed);
     else
-      pack_nchw<decltype(t)>(p, begin, end, packed);
+      pack_nchw<decltype(t)>(p, s, begin, end, packed);
   });
+}
+
+template <class T, class Dot>
+void forward_as(const SeparableForward& p, const SeparablePlan& s, void* packed, int64_t begin, int64_t end, void* scratch) {
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t split = item % s.splits, tile = item / s.splits;
+    if (p.layout == Layout::channels_last)
+      tile_nhwc<T, Dot>(p, s, place_nhwc(p, packed), tile, split, scratch);
+    else
+      tile_nchw<T, Dot>(p, s, place_nchw(p, s, packed), tile / s.tiles, tile % s.tiles, split, scratch);
+  }
 }
 
 void forward(const SeparableForward& p, const SeparablePlan& s, const void* packed, int64_t begin, int64_t end, void* scratch) {
   void* weights = const_cast<void*>(packed);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t split = item % s.splits, tile = item / s.splits;
-    if (p.layout == Layout::channels_last) {
-      const PackedNhwc w = place_nhwc(p, weights);
 #if FASTCONV_ISA_avx512_bf16
-      if (s.bf16_dot) {
-        tile_nhwc<bf16, BF16Dot>(p, s, w, tile, split, scratch);
-        continue;
-      }
+  if (s.bf16_dot) return forward_as<bf16, BF16Dot>(p, s, weights, begin, end, scratch);
 #endif
-      with_type(p.dtype, [&](auto t) { tile_nhwc<decltype(t), F32Dot>(p, s, w, tile, split, scratch); });
-    } else {
-      const PackedNchw w = place_nchw(p, weights);
-      with_type(p.dtype, [&](auto t) { tile_nchw<decltype(t)>(p, s, w, tile / s.tiles, tile % s.tiles, split, scratch); });
-    }
-  }
+  with_type(p.dtype, [&](auto t) { forward_as<decltype(t), F32Dot>(p, s, weights, begin, end, scratch); });
 }
 
 }  // namespace
