@@ -67,9 +67,9 @@ def test_fastconv_equals_torch(options, format_name):
     images = torch.randn(2, 3, 75, 98).contiguous(memory_format=FORMATS[format_name])
     with torch.no_grad():
         expected = exact(images.double())
-        allowed = relative_error(plain(images), expected)
-        # Both round 53 convolutions in float32; folding and fusing may not be what decides the error.
-        assert relative_error(fused(images), expected) <= 2 * allowed
+        # 53 convolutions whose results are rounded to float32 once each, were all of them rounded the same way. Not a multiple of torch's own
+        # error on this image: that depends on how its libraries sum on this processor, and ours was 0.7 to 1.8 times it over a few images.
+        assert relative_error(fused(images), expected) <= 53 * 2**-24
         features = fused.features(images)
     assert features.is_contiguous(memory_format=FORMATS[format_name])
 
