@@ -149,3 +149,21 @@ def register(namespace: str) -> None:
         torch.library.register_autograd(f"{namespace}::{name}", partial(backward, ops), setup_context=save)
     for name in _ops.BACKWARD_OPS:
         torch.library.register_autograd(f"{namespace}::{name}", partial(_no_second_derivative, name.removesuffix("_backward")))
+
+
+def call(op, *arguments):
+    """op(*arguments), past the operator's derivative where nobody asks for one: torch's dispatcher calls it, as Python code, for every tensor that could
+    require a gradient, which costs a third of a small call.
+
+    What traces (torch.compile, torch.export) or transforms (torch.func) sees every layer of the operator, and what is not an operator, such as the
+    reference, is called as it is.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or type(op) is not torch._ops.OpOverload
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments))
+    ):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import _arguments as check
 from . import backends
+from ._autograd import call
 
 # One byte holds the argmax of a window of at most this many taps.
 _ARGMAX_TAPS = 256
@@ -63,9 +64,8 @@ def depthwise_conv2d(
     check.bias(op, "bias", bias, channels)
     check.like_input(op, x, weight=weight, bias=bias)
     check.activation(op, "activation", activation)
-    out = backends.select(op, x, channels, weight.shape[2:], stride, dilation).depthwise_conv2d(
-        x, weight, bias, stride, padding, dilation, activation
-    )
+    ops = backends.select(op, x, channels, weight.shape[2:], stride, dilation)
+    out = call(ops.depthwise_conv2d, x, weight, bias, stride, padding, dilation, activation)
     return out.squeeze(0) if input.dim() == 3 else out
 
 
@@ -147,7 +147,9 @@ def depthwise_separable_conv2d(
     check.activation(op, "pointwise_activation", pointwise_activation)
     if residual is not None:
         residual = check.residual(op, input, residual, (n, out_channels, height, width))
-    out = backends.select(op, x, out_channels, depthwise_weight.shape[2:], stride, dilation).depthwise_separable_conv2d(
+    ops = backends.select(op, x, out_channels, depthwise_weight.shape[2:], stride, dilation)
+    out = call(
+        ops.depthwise_separable_conv2d,
         x,
         depthwise_weight,
         pointwise_weight,
@@ -218,12 +220,12 @@ def shift_stitch_max_pool2d(
     fragments = check.layout(op, layout)
     ops = backends.select(op, x, x.shape[1], geometry[0], geometry[1], geometry[3])
     if return_indices:
-        out, indices = ops.shift_stitch_max_pool2d_indices(x, *geometry, ceil_mode, fragments, fill)
+        out, indices = call(ops.shift_stitch_max_pool2d_indices, x, *geometry, ceil_mode, fragments, fill)
         return (out.squeeze(0), indices.squeeze(0)) if input.dim() == 3 and not fragments else (out, indices)
     if x.requires_grad and torch.is_grad_enabled() and geometry[0][0] * geometry[0][1] <= _ARGMAX_TAPS:
-        out = ops.shift_stitch_max_pool2d_argmax(x, *geometry, ceil_mode, fragments, fill)[0]
+        out = call(ops.shift_stitch_max_pool2d_argmax, x, *geometry, ceil_mode, fragments, fill)[0]
     else:
-        out = ops.shift_stitch_max_pool2d(x, *geometry, ceil_mode, fragments, fill)
+        out = call(ops.shift_stitch_max_pool2d, x, *geometry, ceil_mode, fragments, fill)
     return out.squeeze(0) if input.dim() == 3 and not fragments else out
 
 
@@ -277,7 +279,7 @@ def shift_stitch_avg_pool2d(
     if divisor_override == 0:
         raise ValueError(f"{op}: divisor_override must not be 0")
     ops = backends.select(op, x, x.shape[1], geometry[0], geometry[1], geometry[3])
-    out = ops.shift_stitch_avg_pool2d(x, *geometry, ceil_mode, count_include_pad, divisor_override, fragments, fill)
+    out = call(ops.shift_stitch_avg_pool2d, x, *geometry, ceil_mode, count_include_pad, divisor_override, fragments, fill)
     return out.squeeze(0) if input.dim() == 3 and not fragments else out
 
 
@@ -301,7 +303,7 @@ def shift(input: Tensor, stride: IntPair, fill: float = 0.0) -> Tensor:
     op = "shift"
     x = check.batched(op, input)
     stride = check.pair(op, "stride", stride, 1)
-    return backends.select(op, x, x.shape[1], (1, 1), stride).shift(x, stride, fill)
+    return call(backends.select(op, x, x.shape[1], (1, 1), stride).shift, x, stride, fill)
 
 
 def stitch(input: Tensor, stride: IntPair, size: IntPair | None = None) -> Tensor:
@@ -322,4 +324,4 @@ def stitch(input: Tensor, stride: IntPair, size: IntPair | None = None) -> Tenso
     op = "stitch"
     stride = check.pair(op, "stride", stride, 1)
     size = check.fragments(op, input, stride, size)
-    return backends.select(op, input, input.shape[1], (1, 1), stride).stitch(input, stride, size)
+    return call(backends.select(op, input, input.shape[1], (1, 1), stride).stitch, input, stride, size)
