@@ -268,10 +268,10 @@ inline PoolPlan plan_blocks(const PoolGeometry& g, Layout layout, int64_t height
   plan.strips = ceil_div(width, columns);
   plan.columns = round_up(ceil_div(width, plan.strips), quantum);
   plan.strips = ceil_div(width, plan.columns);
-  const int64_t items = images * plan.strips, least = 8 * g.dh;
-  const int64_t wanted = items >= 4 * threads || threads == 1 ? 1 : ceil_div(4 * threads, items > 0 ? items : 1), most = height > least ? height / least : 1;
-  plan.bands = wanted < most ? wanted : most;
-  plan.rows = ceil_div(height, plan.bands);
+  // Bands are whole blocks of rows: the last block of a band overlaps the one before it, which is work done twice.
+  const int64_t items = images * plan.strips, block = 4 * g.dh;
+  const int64_t wanted = items >= 4 * threads || threads == 1 ? 1 : ceil_div(8 * threads, items > 0 ? items : 1);
+  plan.rows = round_up(ceil_div(height, wanted), block);
   plan.bands = ceil_div(height, plan.rows);
   plan.items = images * plan.strips * plan.bands;
   return plan;
