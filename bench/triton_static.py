@@ -33,10 +33,10 @@ def _depthwise(dtype, channels_last, k=3, d=2, activation="identity"):
     return x, meta(SIZE[1], 1, k, k, dtype=dtype), meta(SIZE[1], dtype=dtype), (1, 1), (d * (k // 2),) * 4, (d, d), activation
 
 
-def _separable(dtype, channels_last, c=128, o=128, size=64):
+def _separable(dtype, channels_last, c=128, o=128, size=64, allow_tf32=True):
     x = meta(8, c, size, size, dtype=dtype, channels_last=channels_last)
     weights = meta(c, 1, 3, 3, dtype=dtype), meta(o, c, dtype=dtype)
-    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (1,) * 4, (1, 1), "identity", "relu", "relu"
+    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (1,) * 4, (1, 1), "identity", "relu", "relu", allow_tf32
 
 
 def depthwise_forward(dtype, channels_last, **options):
@@ -58,10 +58,10 @@ def separable_forward(dtype, channels_last, **options):
 
 
 def separable_backward(dtype, channels_last, **options):
-    x, *rest = _separable(dtype, channels_last, **options)
+    x, *rest, allow_tf32 = _separable(dtype, channels_last, **options)
     out = meta(x.shape[0], rest[1].shape[0], *x.shape[2:], dtype=dtype, channels_last=channels_last)
     mask = [True, True, True, False, True, False]
-    _run("depthwise_separable_conv2d_backward", out, x, *rest[:5], out, *rest[5:], mask)
+    _run("depthwise_separable_conv2d_backward", out, x, *rest[:5], out, *rest[5:], mask, allow_tf32)
 
 
 def max_pool(dtype, channels_last):

@@ -128,6 +128,24 @@ DIRECT = {
         X, DW, rand(5, 3), None, None, None, [1, 1], [0] * 4, [1, 1], *["relu"] * 3
     ),
     "separable-residual": lambda: OPS.depthwise_separable_conv2d(X, DW, PW, None, None, X, [1, 1], [0] * 4, [1, 1], *["relu"] * 3),
+    "depthwise-3d": lambda: OPS.depthwise_conv2d(X[0], DW, None, [1, 1], [0] * 4, [1, 1], "relu"),
+    "depthwise-bias": lambda: OPS.depthwise_conv2d(X, DW, rand(4, 1), [1, 1], [0] * 4, [1, 1], "relu"),
+    "depthwise-output": lambda: OPS.depthwise_conv2d_backward(
+        rand(2, 4, 4, 4), X, DW, None, X, [1, 1], [0] * 4, [1, 1], "relu", [True] * 3
+    ),
+    "separable-bias": lambda: OPS.depthwise_separable_conv2d(X, DW, PW, None, rand(4), None, [1, 1], [0] * 4, [1, 1], *["relu"] * 3),
+    "separable-activation": lambda: OPS.depthwise_separable_conv2d(
+        X, DW, PW, None, None, None, [1, 1], [0] * 4, [1, 1], "relu", "elu", "relu"
+    ),
+    "separable-mask": lambda: OPS.depthwise_separable_conv2d_backward(
+        rand(2, 5, 4, 4), X, DW, PW, None, None, None, None, [1, 1], [0] * 4, [1, 1], *["identity"] * 3, [True] * 5
+    ),
+    "pool-empty": lambda: OPS.shift_stitch_max_pool2d(rand(2, 4, 0, 6), [3, 3], [2, 2], [1, 1], [1, 1], False, False, 0.0),
+    "pool-kernel": lambda: OPS.shift_stitch_avg_pool2d(X, [3], [2, 2], [0, 0], [1, 1], False, True, None, False, 0.0),
+    "pool-divisor": lambda: OPS.shift_stitch_avg_pool2d(X, [3, 3], [2, 2], [0, 0], [1, 1], False, True, 0, False, 0.0),
+    "pool-argmax": lambda: OPS.shift_stitch_max_pool2d_backward(
+        rand(2, 4, 4, 4), None, rand(2, 4, 4, 4), [2, 4, 6, 6], [3, 3], [2, 2], [0, 0], [1, 1], False, False
+    ),
     "pool-padding": lambda: OPS.shift_stitch_max_pool2d(X, [3, 3], [2, 2], [-1, 0], [1, 1], False, False, 0.0),
     "pool-size": lambda: OPS.shift_stitch_max_pool2d(X, [3, 3], [2, 2], [0, 0], [4, 4], False, False, 0.0),
     "pool-argmax-taps": lambda: OPS.shift_stitch_max_pool2d_argmax(rand(1, 1, 20, 20), [17, 16], [2, 2], [0, 0], [1, 1], False, False, 0.0),

@@ -32,23 +32,29 @@ def check(family, layer, dtype, channels_last, **options):
         name = launch.kernel.__name__
         assert report.spills == 0, f"{name}: {report.spills} bytes spilled, {launch.arguments}"
         assert report.shared_memory <= FAMILIES[family].shared_memory, name
-        if channels_last and family != "gfx942" and name in WIDE:
-            taps = launch.arguments.get("KH", 1) * launch.arguments.get("KW", 1)
-            wide = dtype != F32 and name not in HALF_WIDE and taps <= 9
-            if taps <= WIDE[name]:
-                assert report.count(r"LDG\.E\.128" if wide else r"LDG\.E\.(64|128)"), f"{name}: no wide global loads"
+        taps = launch.arguments.get("KH", 1) * launch.arguments.get("KW", 1)
+        bits = next((bits for most, bits in LOADS.get(name, ()) if taps <= most), None)
+        if channels_last and family != "gfx942" and bits is not None:
+            wide = dtype != F32 and bits == 128
+            assert report.count(r"LDG\.E\.128" if wide else r"LDG\.E\.(64|128)"), f"{name}: no global loads of {bits} bits"
         reports[name] = report
     return reports
 
 
-# Kernels whose loads of maps must be 128 bits wide in 16-bit dtypes, 64 bits beyond nine taps, and up to how many taps: weights of more
-# leave registers for fewer channels a thread. Then those whose tile gives a thread four channels: 64 bits.
-WIDE = {
-    "depthwise_ring": 25,
-    "depthwise_backward_ring": 9,
-    **dict.fromkeys(("max_pool_ring", "avg_pool_ring", "pool_backward_ring", "permute", "separable_fused"), 9),
+# (Most taps, bits of a load of a map in 16-bit dtypes). 128 bits are eight channels a thread, of each of which the thread holds in float32:
+#   depthwise_ring           the taps, KH sums, a row at KW shifts. 9 taps: 15 x 8 = 120 registers. 25 taps: 35 x 8 = 280, more than the
+#                            255 there are, so four channels, 64 bits: 5/4 loads an element instead of 5/8, 0.6 of 46 instructions. 49
+#                            taps: 63 x 4 = 252 and no room for an address, so two: 7/2 loads instead of 7/8, 2.6 of 91.
+#   depthwise_backward_ring  taps and their gradients, KH sums, KH rows of x, a row at KW shifts. 9 taps: 27 x 8 = 216, and the addresses
+#                            and masks of two maps beside: four channels. 25 taps: 65 x 4 = 260, so two.
+#   separable_fused          the accumulator of the product beside the ring: four channels in the 128 registers that let two blocks run.
+# Loads of 32 bits (two channels) are not listed: they are what is left.
+LOADS = {
+    "depthwise_ring": ((9, 128), (25, 64)),
+    "depthwise_backward_ring": ((9, 64),),
+    "separable_fused": ((9, 64),),
+    **dict.fromkeys(("max_pool_ring", "avg_pool_ring", "pool_backward_ring", "permute"), ((9, 128),)),
 }
-HALF_WIDE = ("depthwise_backward_ring", "separable_fused")
 
 QUICK = [
     ("sm_90", depthwise_forward, BF16, True),

@@ -107,6 +107,14 @@ def test_explain_weighs_a_copy_of_contiguous_maps(capsys):
     assert "copied" not in last["candidates"][1]
 
 
+@pytest.mark.parametrize("device", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("op", ["separable", "depthwise", "max-pool", "avg-pool"])
+def test_cuda_has_a_predicted_time_beside_triton(capsys, device, op):
+    layer = "--shape", "8,64,64,64", "--padding", "1", "--op", op, "--device", device, "--no-compile", "--json"
+    cuda, triton, _ = json.loads(explained(capsys, *layer))["candidates"]
+    assert cuda["seconds"] >= 2 * 8 * 64 * 64 * 64 * 2 / planner.RATES[device].copy and triton["seconds"]
+
+
 def test_explain_does_not_compile_unless_it_may(capsys):
     text = explained(capsys, "--shape", "2,64,17,17", "--op", "max-pool", "--device", "gfx942", "--no-compile", "--no-floor")
     assert "max_pool_ring" in text and "registers" not in text

@@ -5,8 +5,8 @@ Maps are small and their sizes odd, so that every tile has a tail; under the int
 """
 
 import pytest
+import test_errors
 import torch
-from test_errors import REFUSALS
 
 import fastconv
 import fastconv.functional as FF
@@ -255,11 +255,29 @@ def test_registration(name):
     torch.library.opcheck(getattr(ops, name), arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSALS if not name.startswith(("module", "backend", "explain"))])
+@pytest.mark.parametrize("name", [name for name in test_errors.REFUSALS if not name.startswith(("module", "backend", "explain"))])
 def test_refuses_in_the_words_of_every_backend(name):
-    call, kind, message = REFUSALS[name]
+    call, kind, message = test_errors.REFUSALS[name]
     with fastconv.backends.use("triton"), pytest.raises(kind, match=message):
         call()
+
+
+def refusal_of(call):
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", test_errors.DIRECT)
+def test_operators_refuse_in_the_words_of_the_compiled_ones(name, monkeypatch):
+    """Callers of torch.ops.fastconv_triton, past fastconv.functional, read what csrc/common/check.h says."""
+    compiled = refusal_of(test_errors.DIRECT[name])
+    monkeypatch.setattr(test_errors, "OPS", torch.ops.fastconv_triton)
+    for tensor in ("X", "DW", "PW"):
+        monkeypatch.setattr(test_errors, tensor, getattr(test_errors, tensor).to(DEVICE))
+    monkeypatch.setattr(test_errors, "rand", lambda *shape: torch.randn(shape, device=DEVICE))
+    said = refusal_of(test_errors.DIRECT[name])
+    assert ": " in said and said in compiled
 
 
 def network(x, weight, pointwise):

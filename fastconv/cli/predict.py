@@ -44,8 +44,17 @@ def _triton(layer, device: str, compiled: bool) -> dict:
 
 
 def _cuda(layer, device: str) -> dict:
+    """The cost model's launches, or where it knows the layer or the GPU too little (pools, sm_100) no more than what it cannot fall below:
+    its bytes at the copy rate, and a launch."""
     launches = predict_cuda.steps(layer, device)
-    return {"seconds": sum(step["seconds"] for step in launches), "launches": launches} if launches else {}
+    if launches:
+        return {"seconds": sum(step["seconds"] for step in launches), "launches": launches}
+    kind = device if device in KINDS else _kind_of(device)
+    if backends.triton_refusal() is not None or not kind.startswith("sm_"):
+        return {}
+    from fastconv.triton.plan import LAUNCH_SECONDS
+
+    return {"seconds": layer.bytes / rates(kind, layer.inputs[0].dtype, False)[1] + LAUNCH_SECONDS, "at_least": True}
 
 
 def _reference(layer, kind: str) -> dict:
@@ -93,7 +102,8 @@ def lines(candidate: dict) -> list[str]:
     """As `explain` prints it."""
     what = "chosen" if candidate["chosen"] else f"not chosen: {candidate['refused']}"
     if candidate["seconds"] is not None:
-        what = f"predicted {1e6 * candidate['seconds']:,.1f} microseconds; {what}"
+        least = "at least " if candidate.get("at_least") else ""
+        what = f"predicted {least}{1e6 * candidate['seconds']:,.1f} microseconds; {what}"
     if candidate["measured"] is not None:
         what = f"measured {1e6 * candidate['measured']:,.1f} microseconds; {what}"
     text = [f"{candidate['backend']:<9} {what}"]

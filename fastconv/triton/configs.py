@@ -61,12 +61,13 @@ class Product:
 
 # ---- tables: by family ("any" stands for those not named) --------------------------------------------------------------------------
 
-# By layout: (most taps, row), fewest taps first.
+# By layout, or by layout and bytes of an element where that matters: (most taps, row), fewest taps first.
+_POOL = {"channels_last": ((256, Strip(16, 1024, 4)),), "contiguous": ((256, Strip(256, 1024, 4)),)}
 _STRIPS = {
     "depthwise_conv2d": {
         "any": {
             "channels_last": ((9, Strip(16, 1024, 4, 128)), (25, Strip(16, 512, 4)), (49, Strip(16, 256, 4))),
-            "contiguous": ((9, Strip(256, 1024, 4, 128)), (25, Strip(256, 512, 4)), (49, Strip(256, 256, 4))),
+            "contiguous": ((9, Strip(256, 1024, 4, 128)), (25, Strip(256, 256, 4)), (49, Strip(256, 256, 4))),
         }
     },
     "depthwise_conv2d_backward": {
@@ -75,7 +76,8 @@ _STRIPS = {
             "contiguous": ((9, Strip(128, 512, 4)), (25, Strip(128, 256, 4))),
         }
     },
-    "pool": {"any": {"channels_last": ((256, Strip(16, 1024, 4)),), "contiguous": ((256, Strip(256, 1024, 4)),)}},
+    # sm_100 spills where a thread holds eight channels of float32 gradients for every tap of a row; four are 128 bits there all the same.
+    "pool": {"any": _POOL, "sm_100": _POOL | {("channels_last", 4): ((256, Strip(16, 512, 4)),)}},
     "permute": {"any": {"channels_last": ((1, Strip(16, 1024, 4)),), "contiguous": ((1, Strip(256, 1024, 4)),)}},
 }
 # Tiles of the kernels that gather taps, which no table need tell apart.
@@ -100,8 +102,8 @@ _FUSED["sm_90"] = {
 _FUSED["gfx942"] = _FUSED["any"] | {
     ("channels_last", 2): (FusedRow(4, 64, 64, 64, 8, 1, 128), *_FUSED["any"]["channels_last", 2][1:]),
 }
-# Nearer to its registers' end: shorter chunks where pixels are contiguous.
-_FUSED["sm_100"] = _FUSED["any"] | {
+# Nearer to their registers' end: shorter chunks where pixels are contiguous.
+_FUSED["sm_80"] = _FUSED["sm_100"] = _FUSED["any"] | {
     ("contiguous", 2): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128), FusedRow(4, 64, 32, 256, 16, 1, 128))
 }
 # Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
@@ -118,9 +120,9 @@ _INTERMEDIATE = {
 # bk counts output channels, bn input channels; smaller before wgmma, whose operands need not be in registers.
 _POINTWISE_GRADIENT = {
     "any": {2: FusedRow(4, 64, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)},
-    "sm_80": {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(2, 32, 64, 32, 8)},
+    "sm_80": {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(2, 32, 64, 32, 8, 1, 255)},
     # Masks of 64 pixels are more than the scalar registers of gfx942 hold.
-    "gfx942": {2: FusedRow(2, 32, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)},
+    "gfx942": {2: FusedRow(2, 32, 128, 64, 8), 4: FusedRow(2, 32, 64, 32, 8)},
 }
 
 # For large maps, and for those that would leave processors without a tile. An accumulator of 128 x 256 takes wgmma or better: with the
@@ -228,7 +230,8 @@ def _strip_row(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, 
     row = _measured(stage, x, is_channels_last, shape)
     if row is not _NOT_MEASURED:
         return row
-    rows = _of_family(_STRIPS[table or stage], x.device)[layout_name(is_channels_last)]
+    by_layout, layout = _of_family(_STRIPS[table or stage], x.device), layout_name(is_channels_last)
+    rows = by_layout.get((layout, element_size(x)), by_layout[layout])
     return next(row for most, row in rows if taps <= most)
 
 

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
-from .language import activate, activation_backward, block, channels_inside, image, inside, strides, strip_coordinates
+from . import check, configs
+from .language import activate, activation_backward, channels_inside, image, inside, load_shifted, strides, strip_of_program
 from .launch import Conv, Strips, ceil_div, channels_last, dense, empty_map, launch, vector, wide
 
 # Unrolled taps: the ring holds a weight for each in registers.
@@ -60,13 +60,9 @@ def depthwise_ring(
     WIDE: tl.constexpr,
 ):  # fmt: skip
     # step_y * sh == dh: the input rows of a strip are dh apart, as are the rows of one window.
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
-        POLYPHASE,
-        WIDE,
-    )  # fmt: skip
+    channels, n, row, columns = strip_of_program(
+        OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
     channel_mask = channels_inside(channels, C)
     x_c, x_y, x_x = strides(C // M, H, W, CHANNELS_LAST)
     x_image = image(x_ptr, n, C // M, H, W)
@@ -88,9 +84,7 @@ def depthwise_ring(
         y = top + i * dh
         line = ()
         for kx in tl.static_range(KW):
-            column = left + kx * dw
-            mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-            x = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
+            x = load_shifted(x_image, offsets, y, left, kx * dw, x_y, x_x, channel_mask, H, W, 0.0)
             line = line + (activate(x, INPUT_ACTIVATION),)
         shifted = ()
         for ky in tl.static_range(KH):
@@ -144,13 +138,9 @@ def depthwise_tap(
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
-        POLYPHASE,
-        WIDE,
-    )  # fmt: skip
+    channels, n, first, columns = strip_of_program(
+        OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
     x_image = image(x_ptr, n, C // M, H, W)
     for i in tl.range(0, ROWS, num_stages=1):
         row = first + step_y * i
@@ -169,7 +159,7 @@ def depthwise_tap(
 
 def run_depthwise(x, weight, bias, conv: Conv, is_channels_last: bool, input_activation: str, activation: str, grad=None) -> torch.Tensor:
     """activation(conv2d(input_activation(x))), or, with `grad`, grad * activation'(conv2d(...)); operands are dense in the format."""
-    out = empty_map(x, (conv.n, conv.out_channels, conv.oh, conv.ow), is_channels_last)
+    out = empty_map(x, conv.out_shape, is_channels_last)
     if out.numel() == 0:
         return out
     # Output rows that far apart read input rows that are whole dilations apart.
@@ -198,6 +188,7 @@ def run_depthwise(x, weight, bias, conv: Conv, is_channels_last: bool, input_act
 
 
 def depthwise_conv2d(input, weight, bias, stride, padding, dilation, activation):
-    conv = Conv.of(input, weight, stride, padding, dilation)
+    conv = check.conv(input, weight, "weight", bias, "bias", stride, padding, dilation)
+    check.activation(activation, "activation")
     is_channels_last = channels_last(input)
     return run_depthwise(dense(input, is_channels_last), weight.contiguous(), vector(bias), conv, is_channels_last, "identity", activation)

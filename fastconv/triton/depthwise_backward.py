@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
+from . import check, configs
 from .depthwise import load_taps, run_depthwise
-from .language import activate, activation_backward, block, channels_inside, image, inside, strides, strip_coordinates
+from .language import activate, activation_backward, block, channels_inside, image, inside, strides, strip_coordinates, strip_of_program
 from .launch import Conv, Strips, ceil_div, channels_last, dense, empty_map, launch, nothing, power_of_two, vector, wide
 
 # Unrolled taps of the one-pass kernel: a weight and a weight gradient of each are held in registers.
@@ -137,14 +137,10 @@ def depthwise_input_gradient(
     BC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
+    channels, n, first, columns = strip_of_program(
+        H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
     channel_mask = channels_inside(channels, C)
-    n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
-        POLYPHASE,
-        WIDE,
-    )  # fmt: skip
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     g_c, g_y, g_x = strides(C * M, OH, OW, CHANNELS_LAST)
     grad_image, out_image = image(grad_ptr, n, C * M, OH, OW), image(out_ptr, n, C * M, OH, OW)
@@ -370,7 +366,11 @@ def _weight_gradient(common, x, conv: Conv, is_channels_last):
 
 
 def depthwise_conv2d_backward(grad_output, input, weight, bias, output, stride, padding, dilation, activation, output_mask):
-    conv = Conv.of(input, weight, stride, padding, dilation)
+    conv = check.conv(input, weight, "weight", bias, "bias", stride, padding, dilation)
+    check.activation(activation, "activation")
+    check.tensor_map(grad_output, "grad_output", conv.out_shape, input)
+    check.tensor_map(output, "output", conv.out_shape, input)
+    check.mask(output_mask, 3)
     is_channels_last = channels_last(input)
     x, weight = dense(input, is_channels_last), weight.contiguous()
     grad, out = dense(grad_output, is_channels_last), dense(output, is_channels_last)

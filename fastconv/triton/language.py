@@ -141,7 +141,49 @@ def strip_coordinates(
 
 
 @triton.jit
+def strip_of_program(
+    H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS: tl.constexpr, BW: tl.constexpr,
+    POLYPHASE: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """What this program covers where a program is one strip of BC channels: (channels, image, first row, columns). Channels go fastest:
+    programs that follow one another read the same pixels."""
+    pid = tl.program_id(0)
+    channels = block(pid % channel_blocks, BC, WIDE)
+    n, row, columns = strip_coordinates(
+        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+        POLYPHASE, WIDE,
+    )  # fmt: skip
+    return channels, n, row, columns
+
+
+@triton.jit
+def tile_pixels(
+    pid, H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS: tl.constexpr, BW: tl.constexpr,
+    POLYPHASE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Strip `pid` as an operand of a product: (image, first row, columns [BW]), then of its ROWS*BW pixels, rows outermost, (rows, columns,
+    mask of those on the map)."""
+    n, row, columns = strip_coordinates(
+        pid, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
+    )
+    # Computed again rather than spread from `columns`, which would move values between threads.
+    pixel = tl.arange(0, ROWS * BW)
+    _, _, pixel_columns = strip_coordinates(
+        pid, pixel % BW, H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
+    )
+    pixel_row = row + step_y * (pixel // BW)
+    return n, row, columns, pixel_row, pixel_columns, (pixel_row < H) & (pixel_columns < W)
+
+
+@triton.jit
 def inside(row, columns, H, W):
     """Mask of the columns, all false when the row is outside: a scalar cannot be combined with a block under every interpreter."""
     rows = row + tl.zeros_like(columns)
     return (rows >= 0) & (rows < H) & (columns >= 0) & (columns < W)
+
+
+@triton.jit
+def load_shifted(x_image, offsets, y, left, shift, y_stride, x_stride, channel_mask, H, W, other):
+    """Row y of an image, float32, `shift` columns to the right of `left`, where `offsets` point; `other` outside the map."""
+    mask = inside(y, left + shift, H, W)[:, None] & channel_mask[None, :]
+    return tl.load(x_image + (y * y_stride + shift * x_stride) + offsets, mask=mask, other=other).to(tl.float32)

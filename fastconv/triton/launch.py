@@ -188,6 +188,10 @@ class Conv:
         return self.c * self.m
 
     @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return self.n, self.out_channels, self.oh, self.ow
+
+    @property
     def taps(self) -> int:
         return self.kh * self.kw
 

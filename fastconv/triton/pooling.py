@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
-from .language import block, channels_inside, image, inside, strides, strip_coordinates
+from . import check, configs
+from .language import channels_inside, image, inside, load_shifted, strides, strip_of_program
 from .launch import Pool, Strips, ceil_div, channels_last, dense, empty_map, launch, wide
 
 # Unrolled taps, horizontally and vertically.
@@ -26,6 +26,23 @@ MAX_STAGES = {
     "tap": "shift_stitch_max_pool2d_argmax",
     "plane": "shift_stitch_max_pool2d_indices",
 }
+
+
+@triton.jit
+def strip_of_windows(
+    x_ptr, H, W, DENSE_H, DENSE_W, pw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
+    C: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr, BC: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """What this program covers of the dense map, and what its windows read: (channels, their mask, image number, first row, columns, first
+    column of each window, the image, its row and column strides, offsets of the first columns)."""
+    channels, n, row, columns = strip_of_program(
+        DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
+    x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
+    left = columns - pw
+    offsets = left[:, None] * x_x + channels[None, :] * x_c
+    return channels, channels_inside(channels, C), n, row, columns, left, image(x_ptr, n, C, H, W), x_y, x_x, offsets
 
 
 @triton.jit
@@ -76,18 +93,10 @@ def max_pool_ring(
     CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
-        BW, POLYPHASE,
-        WIDE,
+    channels, channel_mask, n, row, columns, left, x_image, x_y, x_x, offsets = strip_of_windows(
+        x_ptr, H, W, DENSE_H, DENSE_W, pw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, C, ROWS, BW,
+        POLYPHASE, BC, CHANNELS_LAST, WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C)
-    x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_image = image(x_ptr, n, C, H, W)
-    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
-    left = columns - pw
     first_column = (first_tap(left, dw) + tl.zeros((BW,), tl.int32)).to(tl.int32)[:, None] + tl.zeros((BW, BC), tl.int32)
 
     low = tl.full((BW, BC), -float("inf"), tl.float32)
@@ -98,9 +107,7 @@ def max_pool_ring(
         line = low
         line_tap = first_column
         for kx in tl.static_range(KW):
-            column = left + kx * dw
-            mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-            value = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=-float("inf")).to(tl.float32)
+            value = load_shifted(x_image, offsets, y, left, kx * dw, x_y, x_x, channel_mask, H, W, -float("inf"))
             if kx == 0:
                 line = value
             else:
@@ -146,18 +153,10 @@ def max_pool_gather(
     CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
-        BW, POLYPHASE,
-        WIDE,
+    channels, channel_mask, n, first, columns, left, x_image, x_y, x_x, offsets = strip_of_windows(
+        x_ptr, H, W, DENSE_H, DENSE_W, pw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, C, ROWS, BW,
+        POLYPHASE, BC, CHANNELS_LAST, WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C)
-    x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_image = image(x_ptr, n, C, H, W)
-    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
-    left = columns - pw
     for i in tl.range(0, ROWS, num_stages=1):
         top = first + step_y * i - ph
         best = tl.full((BW, BC), -float("inf"), tl.float32)
@@ -165,9 +164,7 @@ def max_pool_gather(
         for ky in tl.range(0, KH, num_stages=1):
             y = top + ky * dh
             for kx in tl.range(0, KW, num_stages=1):
-                column = left + kx * dw
-                mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-                value = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=-float("inf")).to(tl.float32)
+                value = load_shifted(x_image, offsets, y, left, kx * dw, x_y, x_x, channel_mask, H, W, -float("inf"))
                 wins = better(value, best)
                 best = tl.where(wins, value, best)
                 tap = tl.where(wins, ky * KW + kx, tap)
@@ -211,25 +208,16 @@ def avg_pool_ring(
     CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
-        BW, POLYPHASE,
-        WIDE,
+    channels, channel_mask, n, row, columns, left, x_image, x_y, x_x, offsets = strip_of_windows(
+        x_ptr, H, W, DENSE_H, DENSE_W, pw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, C, ROWS, BW,
+        POLYPHASE, BC, CHANNELS_LAST, WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C)
-    x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_image = image(x_ptr, n, C, H, W)
-    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
     sums = (tl.zeros((BW, BC), tl.float32),) * KH
     for i in tl.range(0, ROWS + KH - 1, num_stages=1):
         y = row - ph + i * dh
         line = tl.zeros((BW, BC), tl.float32)
         for kx in tl.static_range(KW):
-            column = columns - pw + kx * dw
-            mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-            line += tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
+            line += load_shifted(x_image, offsets, y, left, kx * dw, x_y, x_x, channel_mask, H, W, 0.0)
         shifted = (line,)
         for ky in tl.static_range(1, KH):
             shifted = shifted + (sums[ky - 1] + line,)
@@ -251,26 +239,17 @@ def avg_pool_gather(
     CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), DENSE_H, DENSE_W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
-        BW, POLYPHASE,
-        WIDE,
+    channels, channel_mask, n, first, columns, left, x_image, x_y, x_x, offsets = strip_of_windows(
+        x_ptr, H, W, DENSE_H, DENSE_W, pw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, C, ROWS, BW,
+        POLYPHASE, BC, CHANNELS_LAST, WIDE,
     )  # fmt: skip
-    channel_mask = channels_inside(channels, C)
-    x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
-    x_image = image(x_ptr, n, C, H, W)
-    offsets = (columns - pw)[:, None] * x_x + channels[None, :] * x_c
     for i in tl.range(0, ROWS, num_stages=1):
         row = first + step_y * i
         total = tl.zeros((BW, BC), tl.float32)
         for ky in tl.range(0, KH, num_stages=1):
             y = row - ph + ky * dh
             for kx in tl.range(0, KW, num_stages=1):
-                column = columns - pw + kx * dw
-                mask = inside(y, column, H, W)[:, None] & channel_mask[None, :]
-                total += tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
+                total += load_shifted(x_image, offsets, y, left, kx * dw, x_y, x_x, channel_mask, H, W, 0.0)
         share = window_share(row, columns, H, W, ph, pw, dh, dw, divisor, KH, KW, COUNT)
         base, at = fragment_offsets(n, row, columns, channels, sh, sw, FH, FW, C, CHANNELS_LAST, FRAGMENTS)
         mask = inside(row, columns, DENSE_H, DENSE_W)[:, None] & channel_mask[None, :]
@@ -323,8 +302,10 @@ def run_max_pool(x, pool: Pool, is_channels_last: bool, fill: float, index: str,
 
 
 def _max_pool(input, geometry, fill, index, index_dtype=None, index_fill=0):
+    pool = check.pool_of_map(input, *geometry)
+    if index == "tap":
+        check.argmax_taps(pool)
     is_channels_last = channels_last(input)
-    pool = Pool.of(input.shape, *geometry)
     return run_max_pool(dense(input, is_channels_last), pool, is_channels_last, fill, index, index_dtype, index_fill)
 
 
@@ -349,9 +330,10 @@ def average_count(count_include_pad: bool, divisor_override: int | None) -> dict
 def shift_stitch_avg_pool2d(
     input, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override, fragments, fill
 ):  # fmt: skip
+    pool = check.pool_of_map(input, kernel_size, stride, padding, dilation, ceil_mode, fragments)
+    check.divisor(divisor_override)
     is_channels_last = channels_last(input)
     x = dense(input, is_channels_last)
-    pool = Pool.of(x.shape, kernel_size, stride, padding, dilation, ceil_mode, fragments)
     out = _filled(x, pool, is_channels_last, fill)
     if out.numel():
         launch_pool(

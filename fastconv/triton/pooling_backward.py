@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .language import block, channels_inside, image, inside, strides, strip_coordinates
+from . import check
+from .language import channels_inside, image, inside, strides, strip_of_program
 from .launch import Pool, channels_last, dense, empty_map
 from .pooling import average_count, fragment_offsets, launch_pool, run_max_pool, window_share
 
@@ -37,13 +38,9 @@ def pool_backward_ring(
     CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
-        POLYPHASE,
-        WIDE,
-    )  # fmt: skip
+    channels, n, row, columns = strip_of_program(
+        H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     dx_image = image(dx_ptr, n, C, H, W)
     sums = (tl.zeros((BW, BC), tl.float32),) * KH
@@ -91,13 +88,9 @@ def pool_backward_gather(
     CHANNELS_LAST: tl.constexpr,
     FRAGMENTS: tl.constexpr, COUNT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, first, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
-        POLYPHASE,
-        WIDE,
-    )  # fmt: skip
+    channels, n, first, columns = strip_of_program(
+        H, W, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
     x_c, x_y, x_x = strides(C, H, W, CHANNELS_LAST)
     dx_image = image(dx_ptr, n, C, H, W)
     for i in tl.range(0, ROWS, num_stages=1):
@@ -130,9 +123,11 @@ def _run(kind: str, grad, argmax, pool: Pool, is_channels_last: bool, count: dic
 def shift_stitch_max_pool2d_backward(
     grad_output, input, argmax, input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments
 ):  # fmt: skip
+    check.floating(grad_output, "grad_output")
+    pool = check.pool(input_size, "input_size", kernel_size, stride, padding, dilation, ceil_mode, fragments)
+    check.max_pool_backward(grad_output, input, argmax, pool)
     is_channels_last = channels_last(grad_output)
     grad = dense(grad_output, is_channels_last)
-    pool = Pool.of(input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments)
     if argmax is None:
         # Found again from the input; one byte does not hold the tap of a larger window.
         dtype = torch.uint8 if pool.kh * pool.kw <= 256 else torch.int32
@@ -143,7 +138,10 @@ def shift_stitch_max_pool2d_backward(
 def shift_stitch_avg_pool2d_backward(
     grad_output, input_size, kernel_size, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override, fragments
 ):  # fmt: skip
+    pool = check.pool(input_size, "input_size", kernel_size, stride, padding, dilation, ceil_mode, fragments)
+    check.size(grad_output, "grad_output", pool.shape)
+    check.divisor(divisor_override)
+    check.floating(grad_output, "grad_output")
     is_channels_last = channels_last(grad_output)
-    pool = Pool.of(input_size, kernel_size, stride, padding, dilation, ceil_mode, fragments)
     count = average_count(count_include_pad, divisor_override)
     return _run("avg", dense(grad_output, is_channels_last), None, pool, is_channels_last, count)

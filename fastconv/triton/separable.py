@@ -20,9 +20,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
+from . import check, configs
 from .depthwise import load_taps, run_depthwise, tap_sum
-from .language import activate, activation_backward, block, channels_inside, image, matmul, strides, strip_coordinates
+from .language import activate, activation_backward, block, channels_inside, image, load_shifted, matmul, strides, tile_pixels
 from .launch import INTERPRETED, Conv, Strips, ceil_div, channels_last, dense, dot_precision, empty_map, launch, vector, wide
 
 # Unrolled taps of the fused ring.
@@ -82,10 +82,7 @@ def depthwise_tile(
             y = row * sh - pt + r * dh
             line = ()
             for kx in tl.static_range(KW):
-                column = left + kx * dw
-                ys = y + tl.zeros_like(column)
-                mask = ((ys >= 0) & (ys < H) & (column >= 0) & (column < W))[:, None] & channel_mask[None, :]
-                x = tl.load(x_image + (y * x_y + kx * dw * x_x) + offsets, mask=mask, other=0.0).to(tl.float32)
+                x = load_shifted(x_image, offsets, y, left, kx * dw, x_y, x_x, channel_mask, H, W, 0.0)
                 line = line + (activate(x, INPUT_ACTIVATION),)
             updated = ()
             for o in tl.static_range(BH):
@@ -142,41 +139,9 @@ def separable_fused(
     BM: tl.constexpr = ROWS * BW
     pid = tl.program_id(0)
     out_channels = block(pid % channel_blocks, BN, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks,
-        tl.arange(0, BW),
-        OH,
-        OW,
-        step_y,
-        step_x,
-        classes_y,
-        class_width,
-        row_strips,
-        column_blocks,
-        ROWS,
-        BW,
-        POLYPHASE,
-        WIDE,
+    n, row, columns, pixel_row, pixel_columns, pixel_mask = tile_pixels(
+        pid // channel_blocks, OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
     )
-    pixel = tl.arange(0, BM)
-    _, _, pixel_columns = strip_coordinates(
-        pid // channel_blocks,
-        pixel % BW,
-        OH,
-        OW,
-        step_y,
-        step_x,
-        classes_y,
-        class_width,
-        row_strips,
-        column_blocks,
-        ROWS,
-        BW,
-        POLYPHASE,
-        WIDE,
-    )
-    pixel_row = row + step_y * (pixel // BW)
-    pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
     x_image = image(x_ptr, n, C // M, H, W)
 
     acc = tl.zeros((BM, BN), tl.float32)
@@ -333,11 +298,12 @@ def depthwise_separable_conv2d(
     input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation,
     depthwise_activation, pointwise_activation, allow_tf32=False,
 ):  # fmt: skip
-    conv = Conv.of(input, depthwise_weight, stride, padding, dilation)
+    conv, o = check.separable(input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding, dilation)
+    check.tensor_map(residual, "residual", (conv.n, o, conv.oh, conv.ow), input)
+    activations = check.activations(input_activation, depthwise_activation, pointwise_activation)
     is_channels_last = channels_last(input)
     return run_separable(
         dense(input, is_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias),
         vector(pointwise_bias),
-        dense(residual, is_channels_last), conv, is_channels_last, (input_activation, depthwise_activation, pointwise_activation),
-        dot_precision(input.dtype, allow_tf32),
+        dense(residual, is_channels_last), conv, is_channels_last, activations, dot_precision(input.dtype, allow_tf32),
     )  # fmt: skip

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import configs
+from . import check, configs
 from .depthwise import run_depthwise
 from .depthwise_backward import FROM_OUTPUT, load_gradient, ordered_sum, run_depthwise_backward
-from .language import block, channels_inside, image, matmul, strides, strip_coordinates
+from .language import block, channels_inside, image, matmul, strides, tile_pixels
 from .launch import INTERPRETED, Conv, Strips, ceil_div, channels_last, dense, dot_precision, empty_map, launch, nothing, vector, wide
 from .separable import depthwise_tile, fused_ring, run_separable
 
@@ -33,41 +33,9 @@ def gradient_of_intermediate(
     BM: tl.constexpr = ROWS * BW
     pid = tl.program_id(0)
     channels = block(pid % channel_blocks, BN, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks,
-        tl.arange(0, BW),
-        OH,
-        OW,
-        step_y,
-        step_x,
-        classes_y,
-        class_width,
-        row_strips,
-        column_blocks,
-        ROWS,
-        BW,
-        POLYPHASE,
-        WIDE,
+    n, row, columns, pixel_row, pixel_columns, pixel_mask = tile_pixels(
+        pid // channel_blocks, OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
     )
-    pixel = tl.arange(0, BM)
-    _, _, pixel_columns = strip_coordinates(
-        pid // channel_blocks,
-        pixel % BW,
-        OH,
-        OW,
-        step_y,
-        step_x,
-        classes_y,
-        class_width,
-        row_strips,
-        column_blocks,
-        ROWS,
-        BW,
-        POLYPHASE,
-        WIDE,
-    )
-    pixel_row = row + step_y * (pixel // BW)
-    pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
     g_c, g_y, g_x = strides(O, OH, OW, CHANNELS_LAST)
     grad_image, out_image = image(grad_ptr, n, O, OH, OW), image(out_ptr, n, O, OH, OW)
     pixel_offsets = (pixel_row * g_y + pixel_columns * g_x)[:, None]
@@ -114,22 +82,16 @@ def pointwise_gradient(
     out_channels = block(pid % out_blocks, BO, WIDE)
     slot = pid // out_blocks
     g_c, g_y, g_x = strides(O, OH, OW, CHANNELS_LAST)
-    pixel = tl.arange(0, BM)
     acc = tl.zeros((BO, BC), tl.float32)
     bias = tl.zeros((BM, BO), tl.float32)
     for s in tl.range(0, STRIPS, num_stages=1):
         strip = slot * STRIPS + s
-        # Strips past the end take the first strip's place with every pixel masked.
+        # Strips past the end take the first strip's place on a map without columns, so that every pixel is masked.
         live = tl.where(strip < strip_count, strip, 0)
-        n, row, columns = strip_coordinates(
-            live, tl.arange(0, BW), OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
-        )
-        _, _, pixel_columns = strip_coordinates(
-            live, pixel % BW, OH, OW, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW, POLYPHASE, WIDE
-        )
-        pixel_columns = tl.where(strip < strip_count, pixel_columns, OW)
-        pixel_row = row + step_y * (pixel // BW)
-        pixel_mask = (pixel_row < OH) & (pixel_columns < OW)
+        n, row, columns, pixel_row, pixel_columns, pixel_mask = tile_pixels(
+            live, OH, tl.where(strip < strip_count, OW, 0), step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS, BW,
+            POLYPHASE, WIDE,
+        )  # fmt: skip
         offsets = (pixel_row * g_y + pixel_columns * g_x)[:, None] + out_channels[None, :] * g_c
         mask = pixel_mask[:, None] & channels_inside(out_channels, O)[None, :]
         grad = load_gradient(image(grad_ptr, n, O, OH, OW), image(out_ptr, n, O, OH, OW), 0, offsets, mask, POINTWISE_ACTIVATION)
@@ -177,7 +139,7 @@ def _gradient_of_intermediate(
     grad, out, x, depthwise_weight, pointwise_weight, depthwise_bias, conv, is_channels_last, activations, precision
 ):  # fmt: skip
     o = pointwise_weight.shape[0]
-    dz1 = empty_map(x, (conv.n, conv.out_channels, conv.oh, conv.ow), is_channels_last)
+    dz1 = empty_map(x, conv.out_shape, is_channels_last)
     ring, step_y, step_x = _steps(conv, is_channels_last)
     tile = configs.gradient_of_intermediate(x, conv, o, is_channels_last, step_y)
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.bh, tile.bw)
@@ -245,13 +207,17 @@ def depthwise_separable_conv2d_backward(
     grad_output, input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, output, stride, padding, dilation,
     input_activation, depthwise_activation, pointwise_activation, output_mask, allow_tf32=False,
 ):  # fmt: skip
-    conv = Conv.of(input, depthwise_weight, stride, padding, dilation)
+    conv, o = check.separable(input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, stride, padding, dilation)
+    for name, value in (("grad_output", grad_output), ("residual", residual), ("output", output)):
+        check.tensor_map(value, name, (conv.n, o, conv.oh, conv.ow), input)
+    check.mask(output_mask, 6)
+    activations = check.activations(input_activation, depthwise_activation, pointwise_activation)
     is_channels_last = channels_last(input)
     want_dx, want_depthwise, want_pointwise, want_depthwise_bias, want_pointwise_bias, want_residual = output_mask
     x, grad, out = (dense(t, is_channels_last) for t in (input, grad_output, output))
     depthwise_weight, pointwise_weight = depthwise_weight.contiguous(), pointwise_weight.contiguous()
     depthwise_bias = vector(depthwise_bias)
-    activations, precision = (input_activation, depthwise_activation, pointwise_activation), dot_precision(x.dtype, allow_tf32)
+    precision = dot_precision(x.dtype, allow_tf32)
     if grad.numel() == 0:
         shapes = (x, depthwise_weight, pointwise_weight, depthwise_weight[:, 0, 0, 0], pointwise_weight[:, 0].flatten(), grad)
         return tuple(torch.zeros_like(like) if wanted else nothing(x) for like, wanted in zip(shapes, output_mask, strict=True))

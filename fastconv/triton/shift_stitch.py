@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 from .._meta import fragment_shape
-from . import configs
-from .language import block, channels_inside, image, inside, strides, strip_coordinates
+from . import check, configs
+from .language import channels_inside, image, inside, strides, strip_of_program
 from .launch import Strips, ceil_div, channels_last, dense, empty_map, launch, wide
 
 
@@ -16,13 +16,9 @@ def permute(
     SHIFT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     # A strip is a piece of one fragment, so its class is the fragment's offset; strips cover whole fragments, tails included.
-    pid = tl.program_id(0)
-    channels = block(pid % channel_blocks, BC, WIDE)
-    n, row, columns = strip_coordinates(
-        pid // channel_blocks, tl.arange(0, BW), U * sh, V * sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, ROWS,
-        BW, POLYPHASE,
-        WIDE,
-    )  # fmt: skip
+    channels, n, row, columns = strip_of_program(
+        U * sh, V * sw, step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks, ROWS, BW, POLYPHASE, BC, WIDE
+    )
     channel_mask = channels_inside(channels, C)
     d_c, d_y, d_x = strides(C, H, W, CHANNELS_LAST)
     f_c, f_y, f_x = strides(C, U, V, CHANNELS_LAST)
@@ -69,6 +65,7 @@ def _run(dense_map, fragments, fill: float, stride, is_channels_last: bool, is_s
 
 
 def shift(input, stride, fill):
+    check.shift(input, stride)
     is_channels_last = channels_last(input)
     out = empty_map(input, fragment_shape(input.shape, stride), is_channels_last)
     _run(dense(input, is_channels_last), out, fill, stride, is_channels_last, True)
@@ -76,6 +73,7 @@ def shift(input, stride, fill):
 
 
 def stitch(input, stride, size):
+    check.stitch(input, stride, size)
     is_channels_last = channels_last(input)
     out = empty_map(input, (input.shape[0] // (stride[0] * stride[1]), input.shape[1], *size), is_channels_last)
     _run(out, dense(input, is_channels_last), 0.0, stride, is_channels_last, False)
