@@ -48,6 +48,16 @@ def test_maps_larger_than_the_cache(dtype, device):
     check_forward(depthwise_tensors(case, dtype, device, torch.channels_last), **conv_geometry(case))
 
 
+@pytest.mark.parametrize("dilation", (1, 2, 3))
+@pytest.mark.parametrize("kernel", (3, 5, 7))
+def test_every_width(kernel, dilation, memory_format, device):
+    """Rows are dealt into blocks of pixels, pairs of rows, residue classes: every remainder once, with a map lower than the dilated kernel too."""
+    for width in range(1, 38):
+        height, padding = 1 + width % 8, dilation * (kernel // 2)
+        case = ConvCase("width", (1, 19, height, width), kernel=(kernel, kernel), padding=(padding, padding), dilation=(dilation, dilation))
+        check_forward(depthwise_tensors(case, torch.float32, device, memory_format), **conv_geometry(case))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation, dtype, memory_format, device):
     (case,) = by_id(CONV_CASES, "vector-tail")

@@ -127,7 +127,9 @@ FASTCONV_INLINE void activate_all(vf (&v)[N], Activation a) {
 #pragma GCC unroll 32
     for (int i = 0; i < N; ++i) v[i] = activate<Activation::relu6>(v[i]);
   } else {
+    // Unrolled, or else v would live in memory for the sake of this branch.
     vf copy[N];
+#pragma GCC unroll 32
     for (int i = 0; i < N; ++i) copy[i] = v[i];
     activate_out_of_line(copy, N, a);
 #pragma GCC unroll 32

@@ -8,9 +8,9 @@ namespace {
 
 // Contiguous maps come in two forms. Most are computed plane by plane, vectors along pixels (stage_nchw.h), with an unaligned and at the border masked
 // load per tap. Where taps are many, L planes at a time are transposed into scratch with the channels innermost, and the channels_last stage runs on that.
-constexpr int64_t kBlockTaps = 20;               // from so many taps on, transposing in and out costs less
-constexpr int64_t kBlockBytes = 384 << 10;       // of transposed rows
-constexpr int64_t kTilePixels = 8192;  // contiguous: pixels of a plane handled at a time, so that the masks of a tile stay in L1
+constexpr int64_t kBlockTaps = 20;          // from so many taps on, transposing in and out costs less
+constexpr int64_t kBlockBytes = 384 << 10;  // of transposed rows
+constexpr int64_t kTilePixels = 8192;       // contiguous: pixels of a plane handled at a time, so that the masks of a tile stay in L1
 
 // Input channels in runs of `run`, the last one shorter: their geometry, and the weights of all of them as the channels_last stage reads them.
 ConvGeometry run_geometry(const ConvGeometry& g, int64_t run, int64_t c) {
@@ -29,7 +29,7 @@ void pack_runs(const DepthwiseForward& p, int64_t run, float* packed) {
 }
 
 int64_t input_rows(const ConvGeometry& g, int64_t rows) { return min64(g.h, (rows - 1) * g.sh + (g.kh - 1) * g.dh + 1); }
-int64_t block_bytes(const ConvGeometry& g, int64_t rows) { return 4 * L * (input_rows(g, rows) * g.w + g.ow); }
+int64_t block_bytes(const ConvGeometry& g, int64_t rows) { return 4 * L * (input_rows(g, rows) * g.w + rows * g.ow); }
 
 // Output rows of an item of the blocked form, or 0 where that form does not pay.
 int64_t block_rows(const DepthwiseForward& p, int threads) {
@@ -45,13 +45,20 @@ int64_t block_rows(const DepthwiseForward& p, int threads) {
   return rows;
 }
 
+// The order of output rows: in pairs where the kernel takes pairs, which with a dilation means one residue class after the other.
+PixelOrder row_order(const DepthwiseForward& p) {
+  const ConvGeometry& g = p.g;
+  const PixelOrder order = pixel_order(g, p.dtype == DType::f32 ? 4 : 2);
+  return order.classes == 1 && pairs_rows(g, p.input_activation) ? PixelOrder{g.dh, order.strip} : order;
+}
+
 DepthwisePlan plan(const DepthwiseForward& p, int threads) {
   const ConvGeometry& g = p.g;
   const int64_t channels = g.out_channels(), plane = g.oh * g.ow;
   DepthwisePlan s = {};
   if (p.layout == Layout::channels_last) {
     // Items are runs of output rows; neighbouring rows share input rows, so runs are as long as balance allows.
-    const int64_t rows = g.n * g.oh;
+    const int64_t rows = g.n * g.oh * ceil_div(g.ow, row_order(p).strip);
     s.rows_per_item = max64(1, min64(32, rows / (8 * threads)));
     s.items = ceil_div(rows, s.rows_per_item);
     s.channels_per_item = g.c;
@@ -83,17 +90,27 @@ void pack_nchw(const DepthwiseForward& p, float* packed) {
   for (int64_t c = 0; c < channels; ++c) packed[channels * taps + c] = bias ? to_float(bias[c]) : 0.f;
 }
 
+// Whether the row after this one is its partner.
+bool paired(const ConvGeometry& g, PixelOrder order, int64_t position) {
+  return position + 1 < g.oh && order.row(position + 1, g.oh) == order.row(position, g.oh) + g.dh;
+}
+
+// Rows of strips, counted through strips and images.
 template <class T>
 void rows_nhwc(const DepthwiseForward& p, const DepthwisePlan& s, const float* packed, int64_t item) {
   const ConvGeometry& g = p.g;
-  const int64_t begin = item * s.rows_per_item, end = min64(g.n * g.oh, begin + s.rows_per_item), channels = g.out_channels();
-  const PixelOrder order = pixel_order(g, sizeof(T));
+  const PixelOrder order = row_order(p);
+  const int64_t strips = ceil_div(g.ow, order.strip), begin = item * s.rows_per_item, end = min64(g.n * strips * g.oh, begin + s.rows_per_item);
+  const int64_t channels = g.out_channels(), pair_row = g.dh * g.ow * channels;
+  const bool pairs = pairs_rows(g, p.input_activation);
   const StageCall call{packed, p.input_activation, p.activation, fetch_ahead(g, order, sizeof(T))};
-  T* out = static_cast<T*>(p.out.data);
-  for_each_row_part(g, order, begin * g.ow, end * g.ow, [&](int64_t, int64_t pixel, int64_t count) {
-    const int64_t plane = g.oh * g.ow, x = pixel % g.ow;
-    stage_row_nhwc<T>(g, call, p.x, pixel / plane, pixel % plane / g.ow, x, x + count, StageTarget<T>{out + pixel * channels, channels});
-  });
+  for (int64_t at = begin; at < end;) {
+    const int64_t n = at / g.oh / strips, x = at / g.oh % strips * order.strip, position = at % g.oh, oy = order.row(position, g.oh);
+    const int64_t rows = pairs && at + 1 < end && paired(g, order, position) ? 2 : 1;
+    T* out = static_cast<T*>(p.out.data) + ((n * g.oh + oy) * g.ow + x) * channels;
+    stage_row_nhwc<T>(g, call, p.x, n, oy, x, min64(g.ow, x + order.strip), StageTarget<T>{out, channels}, rows, pair_row);
+    at += rows;
+  }
 }
 
 // Items [begin, end), which are of one tile but for the images and channels: they share its masks.
@@ -135,18 +152,21 @@ void block_nchw(const DepthwiseForward& p, const DepthwisePlan& s, const float* 
   const int64_t first = oy0 * g.sh - g.pt, iy0 = min64(g.h, max64(0, first)), iy1 = max64(iy0, min64(g.h, (oy1 - 1) * g.sh - g.pt + (g.kh - 1) * g.dh + 1));
   float *rows = static_cast<float*>(scratch), *result = rows + (iy1 - iy0) * g.w * L;
   const T* x = static_cast<const T*>(p.x.data) + n * p.x.sn + c * p.x.sc;
-  for (int64_t iy = iy0; iy < iy1; ++iy) load_pixels(x + iy * p.x.sh, p.x.sc, 1, channels, g.w, rows + (iy - iy0) * g.w * L, L);
+  load_pixels(x + iy0 * p.x.sh, p.x.sc, 1, channels, (iy1 - iy0) * g.w, rows, L);
 
   // The band as a map of its own.
   ConvGeometry here = g;
   here.n = 1, here.c = L, here.h = iy1 - iy0, here.oh = oy1 - oy0, here.pt = iy0 - first;
   const MapView view{rows, 0, 1, g.w * L, L};
   const StageCall call{packed + block * run_floats(g, L), p.input_activation, p.activation, 0};
-  T* out = static_cast<T*>(p.out.data) + n * p.out.sn + c * p.out.sc;
-  for (int64_t oy = oy0; oy < oy1; ++oy) {
-    stage_row_nhwc<float>(here, call, view, 0, oy - oy0, 0, g.ow, StageTarget<float>{result, L});
-    store_pixels(out + oy * p.out.sh, p.out.sc, 1, channels, g.ow, result, L);
+  const bool pairs = pairs_rows(here, p.input_activation);
+  const PixelOrder order{pairs ? g.dh : 1, g.ow};
+  for (int64_t position = 0; position < here.oh;) {
+    const int64_t oy = order.row(position, here.oh), count = pairs && paired(here, order, position) ? 2 : 1;
+    stage_row_nhwc<float>(here, call, view, 0, oy, 0, g.ow, StageTarget<float>{result + oy * g.ow * L, L}, count, g.dh * g.ow * L);
+    position += count;
   }
+  store_pixels(static_cast<T*>(p.out.data) + n * p.out.sn + c * p.out.sc + oy0 * p.out.sh, p.out.sc, 1, channels, here.oh * g.ow, result, L);
 }
 
 void pack(const DepthwiseForward& p, const DepthwisePlan& s, void* packed) {
