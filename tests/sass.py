@@ -69,7 +69,8 @@ class Loop:
                 ways = []
                 if last.name == "BRA":
                     ways.append(jumps.get(end - 1))
-                if not (last.name in ("BRA", "EXIT") and not last.predicate and not re.match(r"\s*!?U?P", last.operands)):
+                # BRA.DIV is taken by warps that have diverged.
+                if not (last.opcode in ("BRA", "EXIT") and not last.predicate and not re.match(r"\s*!?U?P", last.operands)):
                     ways.append(end)
                 for to in ways:
                     if to == 0 and state == full:
@@ -106,8 +107,8 @@ class Kernel:
 
 
     def march(self, multiply_adds: int) -> Loop:
-        """The smallest loop that has so many multiply-adds, global loads and shared stores: the march down the rows of a tile."""
-        fitting = [loop for loop in self.loops if loop.count("FFMA") >= multiply_adds and loop.count("LDG") and loop.count("STS")]
+        """The smallest loop that has so many multiply-adds, loads or copies from global memory, and shared stores: the march down the rows of a tile."""
+        fitting = [loop for loop in self.loops if loop.count("FFMA") >= multiply_adds and loop.count("LDG", "LDGSTS") and loop.count("STS")]
         return min(fitting, key=lambda loop: len(loop.instructions))
 
 

@@ -69,7 +69,7 @@ PROGRAMS = {
         cases_separable.separable_backward,
     ),
 }
-PLAIN = ["driver.cpp", *(f"csrc/common/{name}.cpp" for name in ("plan", "plan_depthwise", "plan_separable", "plan_separable_backward"))]
+PLAIN = ["driver.cpp", *(f"csrc/common/{name}.cpp" for name in ("plan", "plan_depthwise", "plan_separable", "plan_separable_time", "plan_separable_backward"))]
 
 # Fresh operands and a fresh order of threads each time; a failure prints the line of its case, seed included.
 SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))
@@ -125,22 +125,32 @@ def test_kernels(name: str, mode: str):
     assert not reports, "\n".join(reports)
 
 
-FUSED_CASE = "n=1 c=40 h=7 w=9 o=24 k=3 p=1 s=2 dtype=bf16 layout=channels_last"
-# Bugs planted in the fused kernels themselves: header, what stands there, what is put in its place, and the build that must notice.
+TAPS_CASE = "n=1 c=40 h=7 w=9 o=24 k=3 p=1 s=2 dtype=bf16 layout=channels_last"
+# Several units a warp, weights that wait for the rows of input to pass.
+RING_CASE = "n=1 c=200 h=18 w=15 o=136 k=3 p=1 dtype=bf16 layout=channels_last form=pixels_pair"
+# Bugs planted in the fused kernels themselves: header, what stands there, what is put in its place, the case and the build that must notice.
 FUSED_PLANTS = {
-    "no_barrier_before_product": ("separable_kernel.cuh", "        sync_threads();\n        copy_next();", "        copy_next();", "race"),
-    "weights_not_awaited": ("separable_kernel.cuh", "ptx::wait_copies<kWeightStages - 2>();", "", "race"),
-    "no_swizzle_on_one_side": ("product.cuh", "copy_async<16>(stage + slab_offset(row, unit)", "copy_async<16>(stage + row * kSlabBytes + unit * 16", "fast"),
-    "halo_one_row_too_far": ("separable_producers.cuh", "if (y < 0 || y >= a.h) continue;", "if (y < 0 || y > a.h) continue;", "asan"),
-    "weights_past_the_end": ("product.cuh", "from < m.rows && byte < m.depth", "byte < m.depth", "asan"),
-}
+    "no_barrier_before_product": ("separable_kernel.cuh", "        sync_threads();\n        copy_next();", "        copy_next();", TAPS_CASE, "race"),
+    "weights_not_awaited": ("separable_kernel.cuh", "ptx::wait_copies<kWeightStages - 2>();", "", TAPS_CASE, "race"),
+    "no_swizzle_on_one_side": (
+        "product.cuh", "copy_async<16>(stage + slab_offset(row, unit)", "copy_async<16>(stage + row * kSlabBytes + unit * 16", TAPS_CASE, "fast"
+    ),
+    "halo_one_row_too_far": ("separable_producers.cuh", "if (y < 0 || y >= a.h) continue;", "if (y < 0 || y > a.h) continue;", TAPS_CASE, "asan"),
+    "weights_past_the_end": ("product.cuh", "from < m.rows && byte < m.depth", "byte < m.depth", TAPS_CASE, "asan"),
+    "row_not_awaited": ("separable_producers.cuh", "ptx::wait_copies<kStages - 2>();", "", RING_CASE, "fast"),
+    "row_awaited_one_too_late": ("separable_producers.cuh", "ptx::wait_copies<kStages - 2>();", "ptx::wait_copies<kStages - 1>();", RING_CASE, "race"),
+    "row_into_the_slot_being_read": ("separable_producers.cuh", "feed.fetch(slots.before);", "feed.fetch(slots.next);", RING_CASE, "race"),
+    "rows_not_shared_by_the_warp": ("separable_producers.cuh", "      sync_warp();\n      feed.fetch", "      feed.fetch", RING_CASE, "race"),
+    "weights_over_rows": ("separable_kernel.cuh", "kWeightStages - 1) {\n      sync_threads();", "kWeightStages - 1) {", RING_CASE, "race"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("plant", FUSED_PLANTS)
 def test_net_catches_bug_in_fused_kernel(plant: str):
-    header, right, wrong, mode = FUSED_PLANTS[plant]
+    header, right, wrong, case, mode = FUSED_PLANTS[plant]
     folder = build.mutant(plant, header, right, wrong)
     kernels, plain, _ = PROGRAMS["separable"]
-    mutated = [str(folder / "separable_taps.cu") if k.endswith("separable_taps.cu") else k for k in kernels]
+    changed = "separable_taps.cu" if case == TAPS_CASE else "separable.cu"
+    mutated = [str(folder / changed) if k.endswith(f"/{changed}") else k for k in kernels]
     program = build.binaries(f"plant_{plant}", mutated, [*plain, *PLAIN], (mode,))[mode]
-    assert execute(program, [f"{FUSED_CASE} seed={SEED}"]) is not None
+    assert execute(program, [f"{case} seed={SEED}"]) is not None

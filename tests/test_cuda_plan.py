@@ -61,6 +61,21 @@ def test_separable_is_never_below_its_floor(layout):
             assert sum(step["seconds"] for step in steps) > cost["floor"] > 0
 
 
+@pytest.mark.parametrize("c, o, stride, size", [(64, 64, 1, 256), (64, 128, 1, 257), (128, 128, 1, 257), (128, 128, 2, 257), (128, 256, 1, 129), (256, 256, 2, 129)])
+def test_separable_nears_the_memory_floor(c, o, stride, size):
+    """Layers that memory bounds, whose weights are no large part of the traffic: the ring of rows keeps the memory busy."""
+    cost = _C.cost_cuda_separable(out_channels=o, **arguments(16, c, 3, stride, 1, (size, size), "channels_last"))
+    (step,) = cost["fused"]
+    assert step["seconds"] <= 1.5 * cost["floor"], step
+
+
+def test_many_channels_stay_resident():
+    """Each depthwise value is computed once: a tile of 64 pixels holds all channels."""
+    for c in (512, 728, 1024):
+        (step,) = _C.cost_cuda_separable(out_channels=c, **arguments(16, c, 3, 1, 1, (65, 65), "channels_last"))["fused"]
+        assert "all input channels resident" in step["tile"]
+
+
 def test_backward_adds_its_partial_sums():
     for layout in LAYOUTS:
         steps = _C.cost_cuda_depthwise(backward=True, **arguments(8, 128, 3, 1, 1, (128, 128), layout))

@@ -5,20 +5,9 @@
 #include <vector>
 
 #include "plan_depthwise.h"
+#include "rates.h"
 
 namespace fastconv::cuda {
-
-// What a GPU does in a second. The defaults are an H200's: copy and library product as measured, issue from its clock; the second-level cache and
-// what mma.sync reaches are assumptions until somebody measures them.
-struct Rates {
-  double copy = 4.3e12;             // bytes of DRAM, read and written
-  double second_level = 5.5e12;     // bytes of the L2 cache
-  double issue = 29.6e12;           // lane-instructions; as many bytes of shared memory
-  double library_product = 790e12;  // FLOP of a large 16-bit matrix product by the vendor's library
-  double product = 600e12;          // FLOP of one by mma.sync
-  double latency = 0.6e-6;          // of a load from DRAM under load
-  double launch = 2e-6;             // from one kernel of a graph to the next
-};
 
 // What the compiled code of a kernel needs at most; a test holds the code to it.
 struct Compiled {

@@ -21,46 +21,23 @@ struct Sizes {
   double flops() const { return 2 * pixels * middle * out_channels; }
 };
 
-// Full-precision products of float32 run on the ordinary units; TF32 at half the rate of 16 bits.
-double product_rate(DType dtype, FloatProducts products, double rate, const Rates& rates) {
-  if (dtype != DType::f32) return rate;
-  return products == FloatProducts::tf32 ? rate / 2 : 2 * rates.issue * 0.7;
-}
-
 }  // namespace
 
 std::vector<Cost> cost_separable(const SeparableForward& p, FloatProducts products, const Device& device, const Rates& rates) {
-  const ConvGeometry& g = p.g;
   const SeparablePlan plan = plan_separable(p, products, device);
   const TileShape tile = tile_shape(plan.form);
-  const Sizes s(p);
+  const SeparableTime time = separable_time(p, plan, device, rates);
   static const char* const producers[] = {"strips of channels_last", "strips of planes", "taps"};
   Cost c;
   c.kernel = "separable";
   c.tile = std::to_string(tile.pixels) + " pixels x " + std::to_string(tile.channels) + " channels, tiles of " + std::to_string(plan.rows) + " x " +
-      std::to_string(plan.columns) + ", " + (plan.chunk >= g.out_channels() ? "all input channels resident" : "chunks of " + std::to_string(plan.chunk) + " channels") +
-      ", depthwise part by " + producers[static_cast<int>(plan.producer)];
-  c.blocks = plan.blocks, c.threads = tile.threads, c.shared_bytes = plan.shared_bytes;
-  c.registers = plan.form == TileForm::slim ? (g.kh == 7 ? 208 : 168) : plan.form == TileForm::small ? 104 : 128;
-  // Every block reads its pixels with their halo, and the weights of its output channels.
-  const double tiles = double(plan.blocks) / double(plan.splits);
-  const double halo = double(plan.rows * g.sh + g.kh - g.sh) * double(plan.columns * g.sw + g.kw - g.sw) / (double(plan.rows * g.sh) * double(plan.columns * g.sw));
-  const double computed = tiles * tile.pixels * s.middle * double(plan.splits);  // depthwise values, those of a tile's unused pixels included
-  c.bytes = s.in_bytes + s.out_bytes + s.weight_bytes;
-  c.second_level_bytes = s.in_bytes * halo * double(plan.splits) + s.out_bytes, c.product_bytes = tiles * s.weight_bytes;
-  const double k2 = double(g.taps());
-  const double march = plan.producer == Producer::taps ? 3.5 * k2 + 10 : plan.producer == Producer::ring_planes ? 2.2 * k2 + 13 : 1.35 * k2 + 6;
-  const double multiplied = tiles * tile.pixels * s.middle * double(round_up(p.o, tile.channels)) * 2;
-  // A warp's mma is 4096 products and takes two more instructions around it.
-  c.instructions = computed * march + multiplied / 4096 * 32 * 3 + s.out_bytes / s.e * 6;
-  c.flops = multiplied * rates.product / product_rate(p.dtype, products, rates.product, rates);
-  // What mma.sync reads through ldmatrix, and the tile written once.
-  c.shared_traffic = computed * s.e + multiplied / 2 * 0.094;
-  // A row ahead of each thread: four columns of two channels that nobody else loads.
-  const double in_flight = tile.threads * 8.0 * s.e;
-  finish_cost(c, in_flight, true, device, rates);
-  // With one block on a multiprocessor, nothing is multiplied while the depthwise part is computed.
-  if (c.resident == 1) finish_cost(c, in_flight, false, device, rates);
+      std::to_string(plan.columns) + ", " + (plan.chunk >= p.g.out_channels() ? "all input channels resident" : "chunks of " + std::to_string(plan.chunk) + " channels") +
+      (plan.splits > 1 ? ", output channels in " + std::to_string(plan.splits) + " parts" : "") + ", depthwise part by " + producers[static_cast<int>(plan.producer)];
+  c.blocks = plan.blocks, c.threads = tile.threads, c.shared_bytes = plan.shared_bytes, c.resident = time.resident, c.waves = time.waves;
+  c.registers = 65536 / (tile.threads * tile_blocks(plan.form, static_cast<int>(p.g.kh))) / 8 * 8;
+  c.bytes = time.bytes, c.second_level_bytes = time.pixel_bytes, c.product_bytes = time.weight_bytes, c.shared_traffic = time.shared_traffic;
+  c.instructions = time.instructions, c.flops = time.flops;
+  c.seconds = time.seconds + rates.launch, c.bound = time.bound;
   return {c};
 }
 

@@ -1,7 +1,7 @@
 // What the fused separable kernels should cost, and what the same layer costs as separate launches.
 #pragma once
 #include "cost.h"
-#include "plan_separable.h"
+#include "plan_separable_time.h"
 
 namespace fastconv::cuda {
 

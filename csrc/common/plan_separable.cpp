@@ -1,17 +1,27 @@
 #include "plan_separable.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
+#include <iterator>
+#include <map>
+#include <mutex>
 
+#include "plan_separable_time.h"
 #include "widest_vector.h"
 
 namespace fastconv::cuda {
 namespace {
 
-constexpr int64_t kSlabBytes = 128, kStepBytes = 32, kWeightStages = 3, kScratchBytes = 8 * sizeof(float);
+constexpr int64_t kSlabBytes = 128, kStepBytes = 32, kScratchBytes = 8 * sizeof(float);
 // A block cannot have these bytes of a multiprocessor's shared memory: the system's share.
 constexpr int64_t kReserved = 1024;
 
 bool aligned(const void* p, int64_t bytes) { return address(p) % static_cast<uint64_t>(bytes) == 0; }
+
+bool any_smooth(const SeparableForward& p) {
+  return smooth_activation(p.input_activation) || smooth_activation(p.depthwise_activation) || smooth_activation(p.pointwise_activation);
+}
 
 struct Memory {
   int64_t chunk;  // channels
@@ -21,8 +31,9 @@ struct Memory {
 // Shared memory of a block, as its kernel carves it.
 size_t block_bytes(const SeparableForward& p, const SeparablePlan& plan, int64_t chunk) {
   const TileShape t = tile_shape(plan.form);
-  const int64_t slab = kSlabBytes / element_bytes(p.dtype);
-  size_t bytes = ceil_div(chunk, slab) * t.pixels * kSlabBytes + kWeightStages * t.channels * kSlabBytes + t.pixels * sizeof(int64_t);
+  const int64_t e = element_bytes(p.dtype), slab = kSlabBytes / e;
+  const int rows = plan.producer == Producer::ring_pixels ? row_ring_bytes(t.threads, t.row_stages, static_cast<int>(p.g.kh), static_cast<int>(p.g.sh), static_cast<int>(e)) : 0;
+  size_t bytes = ceil_div(chunk, slab) * t.pixels * kSlabBytes + ring_bytes(t.weight_stages * t.channels * kSlabBytes, rows, t.resident) + t.pixels * sizeof(int64_t);
   if (p.layout == Layout::contiguous) bytes += t.threads * 16 * sizeof(float);
   if (staged_weights(p, plan.producer))
     bytes += static_cast<size_t>(round_up((chunk + 4) * p.g.taps() * sizeof(float), 16));
@@ -32,8 +43,9 @@ size_t block_bytes(const SeparableForward& p, const SeparablePlan& plan, int64_t
 
 // All channels, or where the tile allows chunks the most whole slabs that fit.
 Memory choose_chunk(const SeparableForward& p, const SeparablePlan& plan, int64_t budget) {
-  const int64_t e = element_bytes(p.dtype), slab = kSlabBytes / e, middle = p.g.out_channels();
-  int64_t chunk = round_up(middle, kStepBytes / e);
+  const bool warps = plan.producer == Producer::ring_pixels;
+  const int64_t e = element_bytes(p.dtype), slab = warps ? unit_channels(plan.producer) : kSlabBytes / e, middle = p.g.out_channels();
+  int64_t chunk = round_up(middle, warps ? slab : kStepBytes / e);
   if (!tile_shape(plan.form).resident) {
     while (static_cast<int64_t>(block_bytes(p, plan, chunk)) > budget && chunk > slab) chunk = round_up(chunk, slab) - slab;
     // Chunks of equal size.
@@ -46,20 +58,23 @@ Memory choose_chunk(const SeparableForward& p, const SeparablePlan& plan, int64_
 
 Producer choose_producer(const SeparableForward& p) {
   const ConvGeometry& g = p.g;
-  const bool ring = g.sh == 1 && g.sw == 1 && g.multiplier == 1 && g.kh == g.kw && (g.kh == 3 || g.kh == 5 || g.kh == 7);
+  const bool square = g.multiplier == 1 && g.kh == g.kw && g.sh == g.sw, ring = square && g.sh == 1 && (g.kh == 3 || g.kh == 5 || g.kh == 7);
   const int64_t e = element_bytes(p.dtype);
   if (p.layout == Layout::channels_last) {
-    const bool pairs = g.c % 2 == 0 && aligned(p.x.data, 2 * e) && aligned(p.depthwise_weight, 4) && aligned(p.depthwise_bias, 2 * e);
-    // K = 5 and 7 have no instance for float32.
-    return ring && pairs && (g.kh == 3 || p.dtype != DType::f32) ? Producer::ring_pixels : Producer::taps;
+    const auto whole = [&](int64_t elements) { return elements * e % 16 == 0; };
+    const bool rows = whole(g.c) && whole(p.x.sn) && whole(p.x.sh) && whole(p.x.sw) && aligned(p.x.data, 16) && aligned(p.depthwise_weight, 4) &&
+        aligned(p.depthwise_bias, 2 * e);
+    // K = 5 and 7 have no instance for float32, and stride 2 only that of K = 3.
+    const bool strided = square && g.sh == 2 && g.kh == 3 && g.dh == 1 && g.dw == 1 && p.dtype != DType::f32;
+    return rows && (strided || (ring && (g.kh == 3 || p.dtype != DType::f32))) ? Producer::ring_pixels : Producer::taps;
   }
   return ring && g.c % 4 == 0 && (g.kh == 3 || p.dtype != DType::f32) ? Producer::ring_planes : Producer::taps;
 }
 
-TilePlan plan_tile(int64_t h, int64_t w, int64_t halo_h, int64_t halo_w, int pixels, int multiple) {
+TilePlan plan_tile(int64_t h, int64_t w, int64_t halo_h, int64_t halo_w, int pixels, int multiple, int only) {
   TilePlan best{};
   double least = 0;
-  for (int64_t columns = multiple; columns <= pixels; columns += multiple) {
+  for (int64_t columns = only ? only : multiple; columns <= (only ? only : pixels); columns += multiple) {
     if (columns > round_up(w, multiple)) break;
     const int64_t tiles_x = ceil_div(w, columns), most_rows = std::min<int64_t>(pixels / columns, h), tiles_y = ceil_div(h, most_rows), rows = ceil_div(h, tiles_y);
     // A tile multiplies all its rows whether they hold pixels or not, and loads and marches its halo.
@@ -83,7 +98,7 @@ int plan_unit_rows(int rows, int64_t others, int halo, int threads) {
   return best;
 }
 
-void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan) {
+void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan, int columns) {
   const ConvGeometry& g = p.g;
   // Contiguous columns stay neighbours: classes of rows only.
   const bool unit_stride = g.sh == 1 && g.sw == 1;
@@ -92,7 +107,8 @@ void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan) {
   plan.classes_y = plan.step_h;
   const TilePlan tile = plan_tile(
       ceil_div(g.oh, plan.step_h), ceil_div(g.ow, plan.step_w), g.kh - 1, plan.step_w == g.dw ? g.kw - 1 : g.dw * (g.kw - 1), pixels,
-      plan.producer == Producer::ring_pixels ? 4 : 1);
+      plan.producer == Producer::ring_pixels ? 4 : 1, columns);
+  if (tile.rows == 0) return;
   plan.rows = tile.rows, plan.columns = tile.columns, plan.tiles_y = tile.tiles_y, plan.tiles_x = tile.tiles_x;
   // A class smaller than the tile would leave the rest of it idle.
   const int64_t fit = tile.tiles_x == 1 && tile.tiles_y == 1 ? std::min<int64_t>(pixels / (tile.rows * tile.columns), plan.step_w) : 1;
@@ -101,47 +117,100 @@ void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan) {
   plan.columns *= plan.group;
 }
 
-SeparablePlan plan_separable(const SeparableForward& p, FloatProducts products, const Device& device) {
+void plan_units(const SeparableForward& p, int threads, SeparablePlan& plan, int unit_rows) {
+  const bool warps = plan.producer == Producer::ring_pixels;
+  plan.unit_vectors = ceil_div(plan.chunk, unit_channels(plan.producer));
+  const int64_t across = plan.unit_vectors * (warps ? plan.columns / 4 : plan.columns);
+  plan.unit_rows = unit_rows ? std::min(unit_rows, plan.rows) : plan_unit_rows(plan.rows, across, static_cast<int>(p.g.kh - 1), warps ? threads / 32 : threads);
+  plan.units = static_cast<int>(across * ceil_div(plan.rows, plan.unit_rows));
+}
+
+SeparablePlan plan_separable_as(const SeparableForward& p, FloatProducts products, const Device& device, const TileChoice& choice) {
   const ConvGeometry& g = p.g;
+  const TileShape shape = tile_shape(choice.form);
   const int64_t e = element_bytes(p.dtype), middle = g.out_channels();
   SeparablePlan plan{};
-  plan.producer = choose_producer(p);
-  plan.products = products;
-  plan.smooth = smooth_activation(p.input_activation) || smooth_activation(p.depthwise_activation) || smooth_activation(p.pointwise_activation);
+  plan.producer = choice.producer, plan.form = choice.form, plan.products = products;
+  plan.smooth = any_smooth(p);
   plan.vectors = p.o % 8 == 0 && aligned(p.out.data, 16) && aligned(p.residual.data, 16);
   plan.pack = middle * e % 16 != 0 || !aligned(p.pointwise_weight, 16);
   plan.weight_pitch = plan.pack ? round_up(middle, 16 / e) : middle;
   plan.workspace_bytes = plan.pack ? static_cast<size_t>(p.o * plan.weight_pitch * e) : 0;
-
-  const auto try_form = [&](TileForm form) {
-    plan.form = form;
-    place_tiles(p, tile_shape(form).pixels, plan);
-    const Memory memory = choose_chunk(p, plan, device.shared_per_block);
-    plan.chunk = static_cast<int>(memory.chunk), plan.shared_bytes = memory.bytes;
-    return static_cast<int64_t>(memory.bytes);
-  };
-  const auto tiles = [&] { return g.n * plan.classes_y * plan.classes_x * plan.tiles_y * plan.tiles_x; };
-
-  bool chosen = false;
-  if (plan.producer == Producer::ring_pixels && g.kh == 3 && e == 2) {
-    const bool fits = try_form(TileForm::pair) <= device.shared_per_multiprocessor / 2 - kReserved;
-    const int64_t across = tiles() * ceil_div(p.o, 128);
-    chosen = fits && across >= device.multiprocessors;
-    if (!chosen && across < device.multiprocessors) chosen = try_form(TileForm::small) <= device.shared_per_block;
-    if (!chosen) chosen = try_form(TileForm::wide) <= device.shared_per_block;
-  }
-  const bool many_registers = (plan.producer == Producer::ring_pixels && e == 4) || (plan.producer != Producer::taps && g.kh > 3);
-  if (!chosen) try_form(many_registers ? TileForm::slim : TileForm::plain);
-
-  // Output channels are split, and their depthwise part computed again, only where too few blocks would leave multiprocessors idle.
-  const int64_t wanted = std::clamp<int64_t>(device.multiprocessors / std::max<int64_t>(tiles(), 1), 1, ceil_div(p.o, tile_shape(plan.form).channels));
-  plan.split = static_cast<int>(round_up(ceil_div(p.o, wanted), tile_shape(plan.form).channels));
+  const Memory memory = choose_chunk(p, plan, device.shared_per_block);
+  if (static_cast<int64_t>(memory.bytes) > device.shared_per_block) return SeparablePlan{};
+  place_tiles(p, shape.pixels, plan, choice.columns);
+  if (plan.rows == 0) return SeparablePlan{};
+  plan.chunk = static_cast<int>(memory.chunk), plan.shared_bytes = memory.bytes;
+  plan.split = static_cast<int>(round_up(std::max<int64_t>(ceil_div(p.o, std::max<int64_t>(choice.splits, 1)), 1), shape.channels));
   plan.splits = ceil_div(p.o, plan.split);
-  plan.blocks = tiles() * plan.splits;
-  const int64_t vectors = plan.chunk / (plan.producer == Producer::ring_planes ? 4 : 2);
-  plan.unit_rows = plan_unit_rows(
-      plan.rows, vectors * (plan.producer == Producer::ring_pixels ? plan.columns / 4 : plan.columns), static_cast<int>(g.kh - 1), tile_shape(plan.form).threads);
+  plan.blocks = g.n * plan.classes_y * plan.classes_x * plan.tiles_y * plan.tiles_x * plan.splits;
+  plan_units(p, shape.threads, plan, choice.unit_rows);
   return plan;
+}
+
+namespace {
+
+TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const Device& device) {
+  static constexpr TileForm kPixelForms[] = {TileForm::pair, TileForm::tall, TileForm::small, TileForm::wide};
+  static constexpr int kStridedForms = 3;  // the first of them
+  Rates rates;  // an H200's, for as many multiprocessors: only the order of the candidates is asked
+  for (double* rate : {&rates.copy, &rates.second_level, &rates.issue, &rates.product}) *rate *= device.multiprocessors / double(Device{}.multiprocessors);
+
+  TileChoice best{};
+  double least = 0;
+  const auto consider = [&](const TileChoice& choice) {
+    const SeparablePlan plan = plan_separable_as(p, products, device, choice);
+    // More splits come to the same where whole tiles of channels are dealt out.
+    if (plan.blocks == 0 || plan.splits != choice.splits) return;
+    const double seconds = separable_time(p, plan, device, rates).seconds;
+    if (best.splits == 0 || seconds < least) least = seconds, best = choice;
+  };
+  const auto consider_form = [&](Producer producer, TileForm form) {
+    const TileShape shape = tile_shape(form);
+    const SeparablePlan whole = plan_separable_as(p, products, device, {producer, form, 0, 0, 1});
+    // Output channels are split where few tiles leave multiprocessors idle.
+    const int64_t most_splits = whole.blocks == 0 ? 0 : std::clamp<int64_t>(4 * device.multiprocessors / whole.blocks, 1, std::max<int64_t>(ceil_div(p.o, shape.channels), 1));
+    for (int64_t splits = 1; splits <= most_splits; ++splits) {
+      if (producer != Producer::ring_pixels) {
+        consider({producer, form, 0, 0, splits});
+        continue;
+      }
+      for (int columns = 4; columns <= shape.pixels / 2; columns += 4)
+        for (int parts = 1; parts <= 4; ++parts)
+          consider({producer, form, columns, static_cast<int>(ceil_div(std::min<int64_t>(shape.pixels / columns, ceil_div(p.g.oh, whole.step_h)), parts)), splits});
+    }
+  };
+  const Producer producer = choose_producer(p);
+  if (producer == Producer::ring_pixels && p.g.kh == 3 && element_bytes(p.dtype) == 2) {
+    for (int i = 0; i < (p.g.sh == 1 ? static_cast<int>(std::size(kPixelForms)) : kStridedForms); ++i) consider_form(producer, kPixelForms[i]);
+  } else if (producer != Producer::taps) {
+    consider_form(producer, producer == Producer::ring_pixels || p.g.kh > 3 ? TileForm::slim : TileForm::plain);
+  }
+  if (best.splits == 0) consider_form(Producer::taps, TileForm::plain);
+  return best;
+}
+
+}  // namespace
+
+SeparablePlan plan_separable(const SeparableForward& p, FloatProducts products, const Device& device) {
+  // Some hundred candidates are weighed once for a layer; a call finds its own again.
+  using Key = std::array<int64_t, sizeof(ConvGeometry) / sizeof(int64_t) + 10>;
+  static_assert(sizeof(ConvGeometry) % sizeof(int64_t) == 0);
+  constexpr size_t kMost = 4096;
+  static std::mutex mutex;
+  static std::map<Key, TileChoice> chosen;
+  Key key{};
+  std::memcpy(key.data(), &p.g, sizeof p.g);
+  const int64_t rest[] = {p.o, static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.layout), static_cast<int64_t>(products), static_cast<int64_t>(choose_producer(p)), any_smooth(p),
+                          p.residual.data != nullptr, device.multiprocessors, device.shared_per_block, device.shared_per_multiprocessor};
+  std::copy(std::begin(rest), std::end(rest), key.end() - 10);
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = chosen.find(key);
+  if (found == chosen.end()) {
+    if (chosen.size() >= kMost) chosen.clear();
+    found = chosen.emplace(key, choose_tile(p, products, device)).first;
+  }
+  return plan_separable_as(p, products, device, found->second);
 }
 
 }  // namespace fastconv::cuda

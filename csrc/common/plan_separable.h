@@ -12,31 +12,58 @@ constexpr FloatProducts float_products(bool allow_tf32) { return allow_tf32 ? Fl
 
 // Which producer computes the depthwise part.
 enum class Producer {
-  ring_pixels,  // channels_last, stride 1, no multiplier, K = 3, 5, 7, an even number of channels
-  ring_planes,  // contiguous, the same with channels in fours
+  ring_pixels,  // channels_last, no multiplier, K = 3, 5, 7, stride 1, or 2 for K = 3, pixels of whole 16 bytes
+  ring_planes,  // contiguous, stride 1, the same with channels in fours
   taps,         // anything
 };
 
 // Which instance of the tile: pixels x output channels, threads.
 enum class TileForm {
-  pair,   // 128 x 128, 256 threads, all channels resident, two blocks a multiprocessor
+  pair,   // 128 x 128, 256 threads, all channels resident, two blocks a multiprocessor up to 320 channels
+  tall,   // 256 x 64, 256 threads, the same up to 128 channels: weights are read half as often
   wide,   // 128 x 128, 512 threads, channels in chunks where they do not fit
-  small,  // 64 x 64, 128 threads, all channels resident: maps with few tiles
-  plain,  // 64 x 128, 256 threads, channels in chunks where they do not fit
-  slim,   // 64 x 64, 128 threads, the same: rings that need more registers
+  small,  // 64 x 64, 128 threads, all channels resident: maps with few tiles, and many channels
+  slim,   // 64 x 64, 128 threads, channels in chunks where they do not fit: rings that need more registers
+  plain,  // 64 x 128, 256 threads, the same: any producer
 };
 struct TileShape {
   int pixels, channels, threads;
   bool resident;
+  int weight_stages, row_stages;  // slabs of weights, rows of input that have a place in shared memory
 };
 constexpr TileShape tile_shape(TileForm f) {
   switch (f) {
-    case TileForm::pair: return {128, 128, 256, true};
-    case TileForm::wide: return {128, 128, 512, false};
-    case TileForm::small: return {64, 64, 128, true};
-    case TileForm::slim: return {64, 64, 128, false};
-    default: return {64, 128, 256, false};
+    case TileForm::pair: return {128, 128, 256, true, 2, 5};
+    case TileForm::tall: return {256, 64, 256, true, 3, 4};
+    case TileForm::wide: return {128, 128, 512, false, 2, 4};
+    case TileForm::small: return {64, 64, 128, true, 3, 5};
+    case TileForm::slim: return {64, 64, 128, false, 3, 4};
+    default: return {64, 128, 256, false, 3, 0};
   }
+}
+// Blocks that a multiprocessor should hold: registers are limited to what that leaves.
+constexpr int tile_blocks(TileForm f, int k) {
+  switch (f) {
+    case TileForm::pair:
+    case TileForm::tall:
+    case TileForm::plain: return 2;
+    case TileForm::small: return 3;
+    case TileForm::slim: return k == 7 ? 2 : 3;
+    default: return 1;
+  }
+}
+
+// Where ring_pixels keeps rows of input on their way: for each warp some rows of what four columns read, 64 channels.
+constexpr int ring_columns(int k, int stride) { return 3 * stride + k; }
+constexpr int row_ring_bytes(int threads, int stages, int k, int stride, int element_bytes) {
+  return threads / 32 * stages * ring_columns(k, stride) * 64 * element_bytes;
+}
+// Bytes for the stages of weights and for those rows, which share them where a tile is produced before it is multiplied; the stages of weights that are
+// sent for before the rows have passed.
+constexpr int ring_bytes(int weights, int rows, bool shared) { return shared ? (weights > rows ? weights : rows) : weights + rows; }
+constexpr int early_stages(int stages, int stage_bytes, int ring, int rows) {
+  const int free = (ring - rows) / stage_bytes;
+  return free < stages - 1 ? free : stages - 1;
 }
 
 struct SeparablePlan {
@@ -47,7 +74,9 @@ struct SeparablePlan {
   int64_t step_h, step_w;             // between neighbouring pixels of a tile
   int group;                          // residue classes of columns that a tile holds side by side
   int64_t tiles_y, tiles_x, classes_y, classes_x, splits;  // classes_x: groups of them
-  int split, chunk, unit_rows;
+  int split, chunk;
+  int64_t unit_vectors;               // of the chunk's channels, one a unit of the march
+  int unit_rows, units;               // rows of a unit; units of a chunk
   bool smooth, vectors;               // an activation needs scratch; results are stored in vectors
   bool pack;                          // the pointwise weights need rows of whole 16 bytes
   int64_t weight_pitch;               // elements, of the weights that the kernel reads
@@ -55,23 +84,38 @@ struct SeparablePlan {
   size_t shared_bytes, workspace_bytes;
 };
 SeparablePlan plan_separable(const SeparableForward& p, FloatProducts products, const Device& device);
+// What plan_separable chooses among. `columns` of a tile and `unit_rows`: 0 takes those of the least work; `splits`: ranges of output channels, each of
+// which computes its own depthwise part.
+struct TileChoice {
+  Producer producer;
+  TileForm form;
+  int columns, unit_rows;
+  int64_t splits;
+};
+// The plan of one choice; no blocks where it does not fit.
+SeparablePlan plan_separable_as(const SeparableForward& p, FloatProducts products, const Device& device, const TileChoice& choice);
 
 // Which producer can compute the depthwise part, and whether its weights wait in shared memory as floats.
 Producer choose_producer(const SeparableForward& p);
 constexpr bool staged_weights(const SeparableForward& p, Producer producer) {
   return producer == Producer::ring_planes || (producer == Producer::ring_pixels && p.g.kh > 3);
 }
-// Residue classes of the result and their tiles of at most `pixels`, for a plan whose producer is chosen.
-void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan);
+// Residue classes of the result and their tiles of at most `pixels`, for a plan whose producer is chosen; of so many columns, if any are given.
+void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan, int columns = 0);
+
+// Channels of a unit of the march: a warp's, or a thread's.
+constexpr int64_t unit_channels(Producer p) { return p == Producer::ring_pixels ? 64 : p == Producer::ring_planes ? 4 : 2; }
+// How the channels and rows of a plan's tiles are shared out among `threads`; units of so many rows, if any are given.
+void plan_units(const SeparableForward& p, int threads, SeparablePlan& plan, int unit_rows = 0);
 
 constexpr bool smooth_activation(Activation a) { return a != Activation::identity && !derivative_from_output(a); }
 
-// A tile of at most `pixels` positions of an h x w map that a kernel of k taps reads: the least work in tiles and halo.
+// A tile of at most `pixels` positions of an h x w map that a kernel of k taps reads: the least work in tiles and halo, if no columns are given.
 struct TilePlan {
   int rows, columns;
   int64_t tiles_y, tiles_x;
 };
-TilePlan plan_tile(int64_t h, int64_t w, int64_t halo_h, int64_t halo_w, int pixels, int columns_multiple);
+TilePlan plan_tile(int64_t h, int64_t w, int64_t halo_h, int64_t halo_w, int pixels, int columns_multiple, int columns = 0);
 
 // Rows that a unit of a march takes, given how many other units there are: the shortest longest thread.
 int plan_unit_rows(int rows, int64_t others, int halo, int threads);

@@ -12,7 +12,7 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
   const int64_t e = element_bytes(p.f.dtype), slab = kSlabBytes / e, middle = g.out_channels();
   SeparableBackwardPlan plan{};
   SeparablePlan& f = plan.f;
-  f.producer = choose_producer(p.f);
+  f.producer = g.sh == 1 ? choose_producer(p.f) : Producer::taps;
   f.products = products;
   f.smooth = smooth_activation(p.f.input_activation) || smooth_activation(p.f.depthwise_activation) || smooth_activation(p.f.pointwise_activation);
   f.vectors = middle % 8 == 0 && address(p.dz1.data) % 16 == 0;
@@ -21,15 +21,14 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
   place_tiles(p.f, static_cast<int>(kPixels), f);
   plan.tiles = g.n * f.classes_y * f.classes_x * f.tiles_y * f.tiles_x;
   f.chunk = static_cast<int>(kChannels);
-  const int64_t vectors = kChannels / (f.producer == Producer::ring_planes ? 4 : 2);
-  f.unit_rows = plan_unit_rows(
-      f.rows, vectors * (f.producer == Producer::ring_pixels ? f.columns / 4 : f.columns), static_cast<int>(g.kh - 1), static_cast<int>(kThreads));
+  plan_units(p.f, static_cast<int>(kThreads), f);
 
   // Gradients of a tile: all output channels where they fit beside the rest, two blocks a multiprocessor.
   const bool derive = p.f.depthwise_activation != Activation::identity;
   const int64_t tile = ceil_div(kChannels, slab) * kPixels * kSlabBytes, scratch = f.smooth ? kThreads * 8 * sizeof(float) : 0;
+  const int64_t rows = f.producer == Producer::ring_pixels ? row_ring_bytes(kThreads, kBackwardRowStages, static_cast<int>(g.kh), 1, static_cast<int>(e)) : 0;
   const int64_t staged = staged_weights(p.f, f.producer) ? round_up((kChannels + 4) * g.taps() * sizeof(float), 16) : 0;
-  const int64_t dz_fixed = (derive ? tile + staged : 0) + kStages * kChannels * kSlabBytes + 2 * kPixels * sizeof(int64_t) + scratch +
+  const int64_t dz_fixed = (derive ? tile + staged + rows : 0) + kStages * kChannels * kSlabBytes + 2 * kPixels * sizeof(int64_t) + scratch +
                            (p.f.layout == Layout::contiguous ? kThreads * 16 * sizeof(float) : 0);
   const int64_t slabs = ceil_div(p.f.o, slab), fit = std::max<int64_t>((device.shared_per_multiprocessor / 2 - 1024 - dz_fixed) / (kPixels * kSlabBytes), 1);
   const int64_t chunk_slabs = slabs <= fit ? slabs : ceil_div(slabs, ceil_div(slabs, fit));
@@ -51,7 +50,7 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
   plan.split_tiles = ceil_div(plan.tiles, splits);
   plan.splits = ceil_div(plan.tiles, plan.split_tiles);
   plan.dweight_blocks = plan.row_tiles * plan.channel_tiles * plan.splits;
-  plan.dweight_shared = static_cast<size_t>(2 * tile + kPixels * sizeof(int64_t) + staged + scratch);
+  plan.dweight_shared = static_cast<size_t>(2 * tile + kPixels * sizeof(int64_t) + rows + staged + scratch);
   plan.partial_bytes = static_cast<size_t>(plan.splits * p.f.o * ((dweight ? middle : 0) + (dbias ? 1 : 0))) * sizeof(float);
   return plan;
 }

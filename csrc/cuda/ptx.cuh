@@ -198,6 +198,18 @@ FASTCONV_DEVICE void store_shared(SharedAddress to, const Bytes<N>& v) {
   }
 }
 
+template <int N>
+FASTCONV_DEVICE Bytes<N> load_shared(SharedAddress from) {
+  Bytes<N> v;
+  if constexpr (N == 8) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.word[0]), "=r"(v.word[1]) : "r"(from) : "memory");
+  } else {
+    static_assert(N == 4);
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v.word[0]) : "r"(from) : "memory");
+  }
+  return v;
+}
+
 // N bytes; zeros instead where `valid` is false (the source is then not read). 16-byte copies bypass L1.
 template <int N>
 FASTCONV_DEVICE void copy_async(void* to, const void* from, bool valid) {
@@ -208,10 +220,10 @@ FASTCONV_DEVICE void copy_async(void* to, const void* from, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "n"(N) : "memory");
   }
 }
-// The same through L1: for rows that neighbours in the block read too.
-FASTCONV_DEVICE void copy_async_l1(void* to, const void* from, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
+// 16 bytes, only where `wanted`, by predication.
+FASTCONV_DEVICE void copy_async_if(bool wanted, SharedAddress to, const void* from, bool valid) {
+  const int bytes = valid ? 16 : 0, flag = wanted;
+  asm volatile("{ .reg .pred q; setp.ne.b32 q, %3, 0; @q cp.async.cg.shared.global [%0], [%1], 16, %2; }" ::"r"(to), "l"(from), "r"(bytes), "r"(flag) : "memory");
 }
 FASTCONV_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int GroupsLeft>

@@ -14,19 +14,32 @@ FASTCONV_KERNEL(256, 1) pack_rows(PackArgs a, FastDivision by_pitch) {
       column < a.columns ? static_cast<const T*>(a.from)[row * a.row_step + column * a.column_step] : zero;
 }
 
-template <class M, int K, class Tile>
+template <class M, int K, class Tile, int Stride = 1>
 void launch_ring(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
-  launch_forward<M, Layout::channels_last, PixelRing<K>::template Of, Tile>(p, plan, weight, stream);
+  launch_forward<M, Layout::channels_last, PixelRing<K, Stride>::template Of, Tile>(p, plan, weight, stream);
+}
+
+template <class M, TileForm Form>
+void launch_strided(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
+  launch_ring<M, 3, SeparableTile<Form>, 2>(p, plan, weight, stream);
 }
 
 template <class M>
 void launch_16bit(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
   if (p.g.kh == 5) return launch_ring<M, 5, SlimTile<5>>(p, plan, weight, stream);
   if (p.g.kh == 7) return launch_ring<M, 7, SlimTile<7>>(p, plan, weight, stream);
+  if (p.g.sh == 2) {
+    switch (plan.form) {
+      case TileForm::pair: return launch_strided<M, TileForm::pair>(p, plan, weight, stream);
+      case TileForm::tall: return launch_strided<M, TileForm::tall>(p, plan, weight, stream);
+      default: return launch_strided<M, TileForm::small>(p, plan, weight, stream);
+    }
+  }
   switch (plan.form) {
-    case TileForm::pair: return launch_ring<M, 3, PairTile>(p, plan, weight, stream);
-    case TileForm::small: return launch_ring<M, 3, SmallTile>(p, plan, weight, stream);
-    default: return launch_ring<M, 3, WideTile>(p, plan, weight, stream);
+    case TileForm::pair: return launch_ring<M, 3, SeparableTile<TileForm::pair>>(p, plan, weight, stream);
+    case TileForm::tall: return launch_ring<M, 3, SeparableTile<TileForm::tall>>(p, plan, weight, stream);
+    case TileForm::small: return launch_ring<M, 3, SeparableTile<TileForm::small>>(p, plan, weight, stream);
+    default: return launch_ring<M, 3, SeparableTile<TileForm::wide>>(p, plan, weight, stream);
   }
 }
 

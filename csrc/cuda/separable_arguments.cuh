@@ -26,14 +26,14 @@ inline SeparableArgs::SeparableArgs(const SeparableForward& p, const SeparablePl
       rows(plan.rows), columns(plan.columns), step_h(static_cast<int>(plan.step_h)), step_w(static_cast<int>(plan.step_w)),
       group(plan.group), by_splits(plan.splits), by_tiles_x(plan.tiles_x), by_classes_x(plan.classes_x), by_tiles_y(plan.tiles_y), by_classes_y(plan.classes_y),
       by_columns(plan.columns), by_class_columns(plan.columns / plan.group),
-      split(plan.split), chunk(plan.chunk), unit_rows(plan.unit_rows),
-      by_vectors(plan.chunk / (plan.producer == Producer::ring_planes ? 4 : 2)),
+      split(plan.split), chunk(plan.chunk), unit_rows(plan.unit_rows), units(plan.units),
+      by_vectors(plan.unit_vectors),
       by_units_x(
           plan.producer == Producer::ring_pixels ? plan.columns / 4
           : plan.producer == Producer::ring_planes ? ceil_div(plan.rows, plan.unit_rows)
                                                    : plan.rows * plan.columns) {}
 
-template <class M, Layout L, template <class, int, int> class ProducerOf, class Tile>
+template <class M, Layout L, template <class, class> class ProducerOf, class Tile>
 void launch_forward(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
   launch(
       separable_forward<M, L, ProducerOf, Tile>, Dim3(static_cast<unsigned>(plan.blocks)), Dim3(Tile::kThreads), plan.shared_bytes, stream,
@@ -49,27 +49,24 @@ void with_math(DType dtype, FloatProducts products, F&& f) {
   return f(MathFloat{});
 }
 
-using PairTile = SeparableTile<128, 128, 256, 2, true>;
-using WideTile = SeparableTile<128, 128, 512, 1, false>;
-using SmallTile = SeparableTile<64, 64, 128, 3, true>;
-using PlainTile = SeparableTile<64, 128, 256, 2, false>;
+using PlainTile = SeparableTile<TileForm::plain>;
 template <int K>
-using SlimTile = SeparableTile<64, 64, 128, K == 7 ? 2 : 3, false>;
+using SlimTile = SeparableTile<TileForm::slim, K>;
 
-template <int K>
+template <int K, int Stride = 1>
 struct PixelRing {
-  template <class T, int Threads, int Pixels>
-  using Of = RingPixels<T, K, Threads, Pixels>;
+  template <class T, class Tile>
+  using Of = RingPixels<T, K, Stride, Tile>;
 };
 template <int K>
 struct PlaneRing {
-  template <class T, int Threads, int Pixels>
-  using Of = RingPlanes<T, K, Threads, Pixels>;
+  template <class T, class Tile>
+  using Of = RingPlanes<T, K, Tile>;
 };
 template <Layout L>
 struct AnyTaps {
-  template <class T, int Threads, int Pixels>
-  using Of = Taps<T, L, Threads, Pixels>;
+  template <class T, class Tile>
+  using Of = Taps<T, L, Tile>;
 };
 
 }  // namespace fastconv::cuda

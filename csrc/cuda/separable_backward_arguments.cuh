@@ -16,7 +16,7 @@ inline SeparableBackwardArgs backward_arguments(const SeparableBackward& p, cons
       static_cast<uint32_t>(plan.tiles), static_cast<uint32_t>(plan.split_tiles), FastDivision(plan.channel_tiles), FastDivision(plan.row_tiles)};
 }
 
-template <class M, Layout L, template <class, int, int> class ProducerOf>
+template <class M, Layout L, template <class, class> class ProducerOf>
 void launch_pointwise_half(const SeparableBackward& p, const SeparableBackwardPlan& plan, const SeparableBackwardWork& work, Stream stream) {
   const SeparableBackwardArgs args = backward_arguments(p, plan, work);
   if (p.dz1.data) {

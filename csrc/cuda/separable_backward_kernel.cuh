@@ -7,6 +7,7 @@
 //
 // Both producers of the forward pass serve here too (separable_producers.cuh); nothing is added atomically, so results repeat bit for bit.
 #pragma once
+#include "common/plan_separable_backward.h"
 #include "separable_producers.cuh"
 
 namespace fastconv::cuda {
@@ -93,11 +94,14 @@ FASTCONV_DEVICE void produce_gradient(const SeparableBackwardArgs& a, unsigned c
 }
 
 constexpr int kBackwardPixels = 64, kBackwardChannels = 64, kBackwardThreads = 128, kGradientStages = 3;
+struct BackwardTile {
+  static constexpr int kPixels = kBackwardPixels, kThreads = kBackwardThreads, kRowStages = kBackwardRowStages;
+};
 
-template <class M, Layout L, template <class, int, int> class ProducerOf>
+template <class M, Layout L, template <class, class> class ProducerOf>
 struct DzBlock {
   using T = typename M::T;
-  using Producer = ProducerOf<T, kBackwardThreads, kBackwardPixels>;
+  using Producer = ProducerOf<T, BackwardTile>;
   static constexpr bool kPixelRows = L == Layout::channels_last;
   static constexpr int kThreads = kBackwardThreads, kM = 2;  // warps 2 x 2, each 32 x 32
   static constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kStage = kBackwardChannels * kSlabBytes;
@@ -122,6 +126,7 @@ struct DzBlock {
     from = shared.take<int64_t>(kBackwardPixels);
     to = shared.take<int64_t>(kBackwardPixels);
     staging = kPixelRows ? nullptr : shared.take<float>(kThreads * 16);
+    chunk.rows = derive ? shared.take<unsigned char>(Producer::kRowBytes) : nullptr;
     chunk.weights = Producer::kStaged && derive ? shared.take<float>(weight_pitch(a.f.chunk) * a.f.kh * a.f.kw) : nullptr;
     chunk.scratch = a.f.smooth ? shared.take<float>(kThreads * kScratchValues) : nullptr;
     const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -261,7 +266,7 @@ struct DzBlock {
   }
 };
 
-template <class M, Layout L, template <class, int, int> class ProducerOf>
+template <class M, Layout L, template <class, class> class ProducerOf>
 FASTCONV_KERNEL(kBackwardThreads, 2) separable_dz(SeparableBackwardArgs a) {
   DzBlock<M, L, ProducerOf> block(a);
   block.run();
@@ -317,10 +322,10 @@ FASTCONV_DEVICE void multiply_tiles(float (&acc)[2][4][4], const unsigned char* 
   }
 }
 
-template <class M, Layout L, template <class, int, int> class ProducerOf>
+template <class M, Layout L, template <class, class> class ProducerOf>
 FASTCONV_KERNEL(kBackwardThreads, 2) separable_dweight(SeparableBackwardArgs a) {
   using T = typename M::T;
-  using Producer = ProducerOf<T, kBackwardThreads, kBackwardPixels>;
+  using Producer = ProducerOf<T, BackwardTile>;
   constexpr bool kPixelRows = L == Layout::channels_last;
   constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kSlabs = kBackwardChannels / kSlab, kTile = kSlabs * kBackwardPixels * kSlabBytes;
   uint32_t channel_tile, row_tile;
@@ -332,6 +337,7 @@ FASTCONV_KERNEL(kBackwardThreads, 2) separable_dweight(SeparableBackwardArgs a) 
   chunk.tile = shared.take<unsigned char>(kTile);  // first, for the alignment that producers ask for
   unsigned char* gradient = shared.take<unsigned char>(kTile);
   int64_t* offsets = shared.take<int64_t>(kBackwardPixels);
+  chunk.rows = shared.take<unsigned char>(Producer::kRowBytes);
   chunk.weights = Producer::kStaged ? shared.take<float>(weight_pitch(a.f.chunk) * a.f.kh * a.f.kw) : nullptr;
   chunk.scratch = a.f.smooth ? shared.take<float>(kBackwardThreads * kScratchValues) : nullptr;
   chunk.first = first_channel;

@@ -12,14 +12,14 @@
 
 namespace fastconv::cuda {
 
-// Pixels and output channels of a tile, threads of a block, blocks that a multiprocessor should hold. Resident: all channels are produced at once.
-template <int Pixels, int Channels, int Threads, int Blocks, bool Resident>
+// A form of the plan as a type; K of the depthwise kernel, 0 where it does not matter.
+template <TileForm Form, int K = 0>
 struct SeparableTile {
-  static constexpr int kPixels = Pixels, kChannels = Channels, kThreads = Threads, kBlocks = Blocks;
-  static constexpr bool kResident = Resident;
+  static constexpr TileShape kShape = tile_shape(Form);
+  static constexpr int kPixels = kShape.pixels, kChannels = kShape.channels, kThreads = kShape.threads, kBlocks = tile_blocks(Form, K);
+  static constexpr int kWeightStages = kShape.weight_stages, kRowStages = kShape.row_stages;
+  static constexpr bool kResident = kShape.resident;
 };
-
-constexpr int kWeightStages = 3;
 
 // Eight output channels of a pixel (channels_last).
 template <class M, int Threads>
@@ -59,16 +59,20 @@ FASTCONV_DEVICE void finish_pixel(const SeparableArgs& a, float (&v)[8], int64_t
   }
 }
 
-template <class M, Layout L, template <class, int, int> class ProducerOf, class Tile>
+template <class M, Layout L, template <class, class> class ProducerOf, class Tile>
 struct SeparableBlock {
   using T = typename M::T;
-  using Producer = ProducerOf<T, Tile::kThreads, Tile::kPixels>;
+  using Producer = ProducerOf<T, Tile>;
   static constexpr bool kPixelRows = L == Layout::channels_last;  // which operand pixels are
   static constexpr int kPixels = Tile::kPixels, kChannels = Tile::kChannels, kThreads = Tile::kThreads;
   static constexpr int kRows = kPixelRows ? kPixels : kChannels, kColumns = kPixelRows ? kChannels : kPixels;
   static constexpr int kWarpsAcross = kColumns / 32, kWarpsDown = kThreads / 32 / kWarpsAcross, kM = kRows / 16 / kWarpsDown;
   static constexpr int kSlab = kSlabBytes / static_cast<int>(sizeof(T)), kStage = kChannels * kSlabBytes;
   static_assert(kWarpsDown * kWarpsAcross * 32 == kThreads && kM * 16 * kWarpsDown == kRows);
+  static constexpr int kWeightStages = Tile::kWeightStages;
+  // A resident tile is complete before the product begins: rows of input pass through the memory of the weights, the last stages of which wait for it.
+  static constexpr int kRing = ring_bytes(kWeightStages * kStage, Producer::kRowBytes, Tile::kResident);
+  static constexpr int kEarlyStages = early_stages(kWeightStages, kStage, kRing, Producer::kRowBytes);
 
   const SeparableArgs& a;
   TileAt at;
@@ -83,7 +87,8 @@ struct SeparableBlock {
     SharedCarver shared;
     const int slabs = (a.chunk + kSlab - 1) / kSlab;
     chunk.tile = shared.take<unsigned char>(slabs * kPixels * kSlabBytes);
-    ring = shared.take<unsigned char>(kWeightStages * kStage);
+    ring = shared.take<unsigned char>(kRing);
+    chunk.rows = ring + (kRing - Producer::kRowBytes);
     offsets = shared.take<int64_t>(kPixels);
     staging = kPixelRows ? nullptr : shared.take<float>(kThreads * 16);
     chunk.weights = Producer::kStaged ? shared.take<float>(weight_pitch(a.chunk) * a.kh * a.kw) : nullptr;
@@ -179,8 +184,13 @@ struct SeparableBlock {
       ptx::commit_copies();
     };
     FASTCONV_UNROLL
-    for (int s = 0; s < kWeightStages - 1; ++s) copy_next();
+    for (int s = 0; s < kEarlyStages; ++s) copy_next();
     if constexpr (Tile::kResident) produce(0);
+    if constexpr (kEarlyStages < kWeightStages - 1) {
+      sync_threads();
+      FASTCONV_UNROLL
+      for (int s = kEarlyStages; s < kWeightStages - 1; ++s) copy_next();
+    }
 
     const ProductLane lane = product_lane<M>(row, column);
     int stage = 0;
@@ -212,7 +222,7 @@ struct SeparableBlock {
   }
 };
 
-template <class M, Layout L, template <class, int, int> class ProducerOf, class Tile>
+template <class M, Layout L, template <class, class> class ProducerOf, class Tile>
 FASTCONV_KERNEL(Tile::kThreads, Tile::kBlocks) separable_forward(SeparableArgs a) {
   SeparableBlock<M, L, ProducerOf, Tile> block(a);
   block.run();

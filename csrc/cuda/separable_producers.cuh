@@ -11,6 +11,7 @@ namespace fastconv::cuda {
 // The chunk being produced: `a.chunk` channels of the depthwise result from `first` on. Channels that do not exist are zeros.
 struct Chunk {
   unsigned char* tile;
+  unsigned char* rows;  // Producer::kRowBytes for rows on their way
   float* weights;  // room for the chunk's weights as floats, where the producer asks for it
   float* scratch;
   int first;
@@ -23,11 +24,11 @@ FASTCONV_DEVICE void stage_weights(const SeparableArgs& a, const Chunk& chunk) {
   const T* from = static_cast<const T*>(a.depthwise_weight) + int64_t(chunk.first) * Taps;
   const int pitch = weight_pitch(a.chunk), count = (a.middle - chunk.first < a.chunk ? a.middle - chunk.first : a.chunk) * Taps;
   FASTCONV_NO_UNROLL
-  for (int i = threadIdx.x; i < count; i += Threads) chunk.weights[i % Taps * pitch + i / Taps] = Element<T>::value(from[i]);
+  for (int i = threadIdx.x; i < a.chunk * Taps; i += Threads) chunk.weights[i % Taps * pitch + i / Taps] = i < count ? Element<T>::value(from[i]) : 0.f;
   sync_threads();
 }
 
-// What the running sums of a march do with a row of input: x[j][c] are the columns (Q + K - 1) of C channels.
+// What the running sums of a march do with a row of input: x[j][c] are the columns of C channels that Q results read.
 template <int K, int Q, int C>
 struct March {
   float running[K - 1][Q][C];
@@ -61,71 +62,134 @@ struct March {
   }
 };
 
-// channels_last, stride 1, no multiplier: two channels and four columns a thread; neighbouring lanes have neighbouring channels.
-template <class T, int K, int Threads, int Pixels>
+// channels_last, no multiplier: a warp owns 64 channels of four columns, a lane two of them, and marches down a strip.
+//
+// The rows of input wait in a ring of shared memory that belongs to the warp, filled by asynchronous copies some rows ahead: enough bytes in flight to keep
+// the memory busy with the warps that registers allow, zeros at the border by the copy itself, and no barrier wider than the warp. The copies run on into
+// the warp's next strip while it finishes this one, so the ring drains once a tile.
+template <class T, int K, int Stride, class Tile>
 struct RingPixels {
-  static constexpr int kChannels = 2, kColumns = 4, kInput = kColumns + K - 1, kBytes = kChannels * sizeof(T);
+  static constexpr int kChannels = 2, kColumns = 4, kInput = ring_columns(K, Stride), kBytes = kChannels * sizeof(T);
   static constexpr bool kStaged = K > 3;  // nine weights of two channels stay in registers, more wait in shared memory
+  static constexpr int kWarps = Tile::kThreads / 32, kStages = Tile::kRowStages, kPixel = 32 * kBytes, kRow = kInput * kPixel, kPixels = Tile::kPixels;
+  static constexpr int kRowBytes = row_ring_bytes(Tile::kThreads, kStages, K, Stride, sizeof(T));
+  static_assert(kRowBytes == kWarps * kStages * kRow);
 
-  FASTCONV_DEVICE static void produce(const SeparableArgs& a, const TileAt& at, const Chunk& chunk) {
-    if (kStaged) stage_weights<T, K * K, Threads>(a, chunk);
-    const int vectors = static_cast<int>(a.by_vectors.divisor), groups = static_cast<int>(a.by_units_x.divisor);
-    const int units = vectors * groups * ((a.rows + a.unit_rows - 1) / a.unit_rows);
-    FASTCONV_NO_UNROLL
-    for (int u = threadIdx.x; u < units; u += Threads) {
-      uint32_t vector, group;
-      const int strip = static_cast<int>(a.by_units_x.divide(a.by_vectors.divide(static_cast<uint32_t>(u), &vector), &group));
-      unit(a, at, chunk, static_cast<int>(vector) * kChannels, static_cast<int>(group) * kColumns, strip * a.unit_rows);
-    }
+  // A warp's unit of work: first channel in the chunk, first column and row of the tile.
+  struct Unit {
+    int channel, column, row, rows;
+  };
+  // Neighbouring warps have neighbouring columns, which share the columns between them.
+  FASTCONV_DEVICE static Unit unit_at(const SeparableArgs& a, int index) {
+    uint32_t vector, group;
+    const int strip = static_cast<int>(a.by_vectors.divide(a.by_units_x.divide(static_cast<uint32_t>(index), &group), &vector)), row = strip * a.unit_rows;
+    return {static_cast<int>(vector) * (32 * kChannels), static_cast<int>(group) * kColumns, row, a.rows - row < a.unit_rows ? a.rows - row : a.unit_rows};
   }
 
-  FASTCONV_DEVICE static void unit(const SeparableArgs& a, const TileAt& at, const Chunk& chunk, int channel, int column, int first_row) {
-    const int rows = a.rows - first_row < a.unit_rows ? a.rows - first_row : a.unit_rows;
+  // The copies of a warp's rows, unit after unit: a lane copies 16 bytes of every kAcross-th column.
+  struct Feed {
+    static constexpr int kPieces = kPixel / 16, kAcross = 32 / kPieces, kCopies = (kInput + kAcross - 1) / kAcross;
+
+    const SeparableArgs& a;
+    const TileAt& at;
+    const unsigned char* from;
+    ptx::SharedAddress to;
+    int64_t row_bytes;
+    uint32_t step, end[kCopies];  // rows of the map that exist in the lane's columns
+    int first, unit, rows, y;
+    bool last_copy;  // whether the lane takes part in it
+
+    FASTCONV_DEVICE Feed(const SeparableArgs& args, const TileAt& tile_at, const Chunk& chunk, ptx::SharedAddress ring)
+        : a(args), at(tile_at), row_bytes(a.dh * a.xh * static_cast<int64_t>(sizeof(T))), first(chunk.first), unit(threadIdx.x / 32) {
+      const int lane = threadIdx.x % 32;
+      to = ring + lane * 16;
+      step = static_cast<uint32_t>(a.dw * a.xw * static_cast<int64_t>(sizeof(T)) * kAcross);
+      last_copy = lane < (kInput - (kCopies - 1) * kAcross) * kPieces;
+      begin();
+    }
+
+    FASTCONV_DEVICE void begin() {
+      const bool more = unit < a.units;
+      const Unit u = unit_at(a, more ? unit : 0);
+      const int lane = threadIdx.x % 32, c = first + u.channel + lane % kPieces * kElements<T, 16>;
+      const int left = column_at(a, at, u.column).x * Stride - a.pl + lane / kPieces * a.dw;
+      FASTCONV_UNROLL
+      for (int i = 0; i < kCopies; ++i) {
+        const int x = left + i * kAcross * a.dw;
+        end[i] = more && c < a.middle && x >= 0 && x < a.w ? a.h : 0;
+      }
+      y = (at.y + u.row * a.step_h) * Stride - a.pt;
+      // Beyond the last unit the copies go on and bring nothing.
+      rows = more ? (u.rows - 1) * Stride + K : 0x7fffffff;
+      from = reinterpret_cast<const unsigned char*>(static_cast<const T*>(a.x) + at.n * a.xn + y * a.xh + left * a.xw + c);
+    }
+
+    FASTCONV_DEVICE void fetch(int slot) {
+      FASTCONV_UNROLL
+      for (int i = 0; i < kCopies; ++i)
+        ptx::copy_async_if(
+            (i + 1) * kAcross <= kInput || last_copy, to + slot + i * 512, from + uint64_t(step) * i, static_cast<uint32_t>(y) < end[i]);
+      ptx::commit_copies();
+      y += a.dh, from += row_bytes;
+      if (--rows == 0) {
+        unit += kWarps;
+        begin();
+      }
+    }
+  };
+
+  // Where in the ring the next row is, and the one before it.
+  struct Slots {
+    int next = 0, before = (kStages - 1) * kRow;
+  };
+
+  FASTCONV_DEVICE static void produce(const SeparableArgs& a, const TileAt& at, const Chunk& chunk) {
+    const ptx::SharedAddress ring = ptx::shared_address(chunk.rows) + threadIdx.x / 32 * (kStages * kRow);
+    Feed feed(a, at, chunk, ring);
+    FASTCONV_UNROLL
+    for (int s = 0; s < kStages - 1; ++s) feed.fetch(s * kRow);
+    if (kStaged) stage_weights<T, K * K, Tile::kThreads>(a, chunk);
+    const ptx::SharedAddress mine = ring + threadIdx.x % 32 * kBytes;
+    Slots slots;
+    FASTCONV_NO_UNROLL
+    for (int u = threadIdx.x / 32; u < a.units; u += kWarps) march(a, chunk, unit_at(a, u), feed, mine, slots);
+    ptx::wait_copies<0>();
+  }
+
+  FASTCONV_DEVICE static void march(const SeparableArgs& a, const Chunk& chunk, const Unit& u, Feed& feed, ptx::SharedAddress mine, Slots& slots) {
+    const int channel = u.channel + static_cast<int>(threadIdx.x) % 32 * kChannels, c = chunk.first + channel;
     // Pixel p = 4i + q of the tile is kept at (unit ^ q), with bit 2 flipped where i is odd. Tiles start at a multiple of 512 bytes, so an address is put
     // together by one logical instruction.
-    const int byte = channel * static_cast<int>(sizeof(T));
-    const ptx::SharedAddress slab = ptx::shared_address(chunk.tile + byte / kSlabBytes * (Pixels * kSlabBytes));
-    ptx::SharedAddress group = slab + (first_row * a.columns + column) * kSlabBytes;
-    int place[kColumns], odd_row = (first_row * a.columns + column) << 4, row_pitch = a.columns * kSlabBytes;
+    const int byte = channel * static_cast<int>(sizeof(T)), first_pixel = u.row * a.columns + u.column;
+    ptx::SharedAddress group = ptx::shared_address(chunk.tile + byte / kSlabBytes * (kPixels * kSlabBytes)) + first_pixel * kSlabBytes;
+    int place[kColumns], odd_row = first_pixel << 4, row_pitch = a.columns * kSlabBytes;
     FASTCONV_UNROLL
     for (int q = 0; q < kColumns; ++q) {
       place[q] = slab_offset(q, byte / 16 % 8) + byte % 16;
       ptx::keep(place[q]);
     }
     ptx::keep(row_pitch);
-    const auto store = [&](const Bytes<kBytes>(&value)[kColumns]) {
-      int odd = odd_row & 64;
-      ptx::keep(odd);
-      FASTCONV_UNROLL
-      for (int q = 0; q < kColumns; ++q) ptx::store_shared<kBytes>((place[q] ^ odd) | group, value[q]);
-      group += row_pitch, odd_row += row_pitch >> 3;
-    };
 
-    const int c = chunk.first + channel;
-    if (c >= a.middle) {
-      FASTCONV_NO_UNROLL
-      for (int i = 0; i < rows; ++i) store({});
-      return;
-    }
-
+    const bool exists = c < a.middle;  // beyond, lanes march zeros
     float kept[kStaged ? 1 : K * K][kChannels], bias[kChannels] = {0.f, 0.f};
     if constexpr (!kStaged) {
       const T* w = static_cast<const T*>(a.depthwise_weight) + int64_t(c) * (K * K);
       Bytes<4> word[K * K * kBytes / 4];
       FASTCONV_UNROLL
-      for (int i = 0; i < K * K * kBytes / 4; ++i) word[i] = ptx::load<4>(w + i * (4 / static_cast<int>(sizeof(T))));
+      for (int i = 0; i < K * K * kBytes / 4; ++i) word[i] = exists ? ptx::load<4>(w + i * (4 / static_cast<int>(sizeof(T)))) : Bytes<4>{};
       FASTCONV_UNROLL
       for (int i = 0; i < K * K * kChannels; ++i) {
         kept[i % (K * K)][i / (K * K)] = Element<T>::unpack(word[i / Element<T>::kPerWord].word[0], i % Element<T>::kPerWord);
         ptx::keep(kept[i % (K * K)][i / (K * K)]);
       }
     }
-    if (a.depthwise_bias) unpack<T>(ptx::load<kBytes>(static_cast<const T*>(a.depthwise_bias) + c), bias);
+    if (a.depthwise_bias && exists) unpack<T>(ptx::load<kBytes>(static_cast<const T*>(a.depthwise_bias) + c), bias);
+    const float* staged = chunk.weights + channel;
     const auto weight = [&](int ky, float(&w)[K][kChannels]) {
       FASTCONV_UNROLL
       for (int kx = 0; kx < K; ++kx) {
         if constexpr (kStaged) {
-          const Bytes<8> pair = *reinterpret_cast<const Bytes<8>*>(chunk.weights + (ky * K + kx) * weight_pitch(a.chunk) + channel);
+          const Bytes<8> pair = *reinterpret_cast<const Bytes<8>*>(staged + (ky * K + kx) * weight_pitch(a.chunk));
           w[kx][0] = ptx::bits_to_float(pair.word[0]), w[kx][1] = ptx::bits_to_float(pair.word[1]);
         } else {
           w[kx][0] = kept[ky * K + kx][0], w[kx][1] = kept[ky * K + kx][1];
@@ -133,103 +197,104 @@ struct RingPixels {
       }
     };
 
-    const int left = column_at(a, at, column).x - a.pl;
-    uint32_t inside = 0;
-    FASTCONV_UNROLL
-    for (int j = 0; j < kInput; ++j) inside |= static_cast<uint32_t>(left + j * a.dw >= 0 && left + j * a.dw < a.w) << j;
-    int y = at.y + first_row * a.step_h - a.pt;
-    const int end_y = y + (rows + K - 1) * a.dh < a.h ? y + (rows + K - 1) * a.dh : a.h;
-    const uint32_t last_y = end_y > 0 ? static_cast<uint32_t>(end_y) : 0;
-    uint32_t column_step = static_cast<uint32_t>(a.dw * a.xw * sizeof(T));
-    int row_step = a.dh;
-    uint32_t one = 1;  // unknown to the compiler, which would take a product by a constant apart
-    ptx::keep(one);
-    ptx::keep(column_step);
-    ptx::keep(row_step);
-    const int64_t row_bytes = a.dh * a.xh * static_cast<int64_t>(sizeof(T));
-    const unsigned char* row = reinterpret_cast<const unsigned char*>(static_cast<const T*>(a.x) + at.n * a.xn + y * a.xh + left * a.xw + c);
-    Bytes<kBytes> next[kInput];
-    const auto load_row = [&] {
-      const bool row_inside = static_cast<uint32_t>(y) < last_y;
-      if (row_inside && inside == (1u << kInput) - 1) {
-        const unsigned char* p = row;
-        FASTCONV_UNROLL
-        for (int j = 0; j < kInput; ++j) {
-          next[j] = ptx::load<kBytes>(p);
-          p = ptx::advance(p, column_step, one);
-        }
-      } else {
-        FASTCONV_UNROLL
-        for (int j = 0; j < kInput; ++j) {
-          next[j] = {};
-          if (row_inside && (inside >> j & 1)) next[j] = ptx::load<kBytes>(row + uint64_t(column_step) * j);
-        }
-      }
-      y += row_step, row += row_bytes;
-    };
-
-    int input_kind = static_cast<int>(a.input_activation.kind), kind = static_cast<int>(a.depthwise_activation.kind);
+    int input_kind = static_cast<int>(a.input_activation.kind), kind = static_cast<int>(a.depthwise_activation.kind), rows = u.rows;
+    ptx::keep(rows);
     ptx::keep(input_kind);
     ptx::keep(kind);
-    March<K, kColumns, kChannels> march;
     float done[kColumns * kChannels];
-    // Takes the row that has arrived and sends for the one after it.
     const auto take_row = [&](float(&x)[kInput][kChannels]) {
+      ptx::wait_copies<kStages - 2>();
+      // The row has arrived for all lanes, and all have read the one before, whose slot is filled anew.
+      sync_warp();
+      feed.fetch(slots.before);
       FASTCONV_UNROLL
-      for (int j = 0; j < kInput; ++j) {
-        unpack<T>(next[j], x[j]);
-        ptx::keep(x[j][0]);
-        ptx::keep(x[j][1]);
-      }
-      load_row();
+      for (int j = 0; j < kInput; ++j) unpack<T>(ptx::load_shared<kBytes>(mine + slots.next + j * kPixel), x[j]);
+      FASTCONV_UNROLL
+      for (int i = 0; i < kInput * kChannels; ++i) ptx::keep(x[i / kChannels][i % kChannels]);
+      slots.before = slots.next;
+      slots.next = slots.next == (kStages - 1) * kRow ? 0 : slots.next + kRow;
       if (input_kind != static_cast<int>(Activation::identity)) {
         float flat[kInput * kChannels];
         FASTCONV_UNROLL
         for (int i = 0; i < kInput * kChannels; ++i) flat[i] = x[i / kChannels][i % kChannels];
-        activate_values<sizeof(T) == 2, Threads>(a.input_activation, flat, chunk.scratch);
+        activate_values<sizeof(T) == 2, Tile::kThreads>(a.input_activation, flat, chunk.scratch);
         FASTCONV_UNROLL
         for (int i = 0; i < kInput * kChannels; ++i) x[i / kChannels][i % kChannels] = flat[i];
       }
     };
-    load_row();
-    if constexpr (K == 3) {
-      float x[kInput][kChannels];
-      take_row(x);
-      march.template row<0>(x, weight, bias, done);
-      take_row(x);
-      march.template row<1>(x, weight, bias, done);
-    } else {
-      march.clear();
-    }
-    FASTCONV_NO_UNROLL
-    for (int i = K == 3 ? 0 : 1 - K; i < rows; ++i) {
-      float x[kInput][kChannels];
-      take_row(x);
-      march.template row<K - 1>(x, weight, bias, done);
-      if (K > 3 && i < 0) continue;
-      if (kind != static_cast<int>(Activation::identity)) activate_values<sizeof(T) == 2, Threads>(a.depthwise_activation, done, chunk.scratch);
-      Bytes<kBytes> value[kColumns];
+    const auto finish_row = [&] {
+      if (kind != static_cast<int>(Activation::identity)) activate_values<sizeof(T) == 2, Tile::kThreads>(a.depthwise_activation, done, chunk.scratch);
+      const ptx::SharedAddress to = group | (odd_row & 64);
       FASTCONV_UNROLL
       for (int q = 0; q < kColumns; ++q) {
         const float pair[kChannels] = {done[q * kChannels], done[q * kChannels + 1]};
-        value[q] = pack<T, kBytes>(pair);
+        ptx::store_shared<kBytes>(place[q] ^ to, pack<T, kBytes>(pair));
       }
-      store(value);
+      group += row_pitch, odd_row += row_pitch >> 3;
+    };
+    float x[kInput][kChannels];
+    if constexpr (Stride == 2) {
+      static_assert(K == 3);
+      // Every other row ends a result and begins the next one.
+      float begun[kColumns * kChannels];
+      const auto add_row = [&](float(&sum)[kColumns * kChannels], int ky) {
+        float w[K][kChannels];
+        weight(ky, w);
+        FASTCONV_UNROLL
+        for (int i = 0; i < kColumns * kChannels; ++i)
+          FASTCONV_UNROLL
+          for (int kx = 0; kx < K; ++kx) sum[i] += w[kx][i % kChannels] * x[i / kChannels * Stride + kx][i % kChannels];
+      };
+      const auto begin_row = [&] {
+        FASTCONV_UNROLL
+        for (int i = 0; i < kColumns * kChannels; ++i) begun[i] = bias[i % kChannels];
+        add_row(begun, 0);
+      };
+      take_row(x);
+      begin_row();
+      FASTCONV_NO_UNROLL
+      for (int i = 0; i < rows; ++i) {
+        take_row(x);
+        add_row(begun, 1);
+        take_row(x);
+        FASTCONV_UNROLL
+        for (int j = 0; j < kColumns * kChannels; ++j) done[j] = begun[j];
+        add_row(done, 2);
+        begin_row();
+        finish_row();
+      }
+    } else {
+      March<K, kColumns, kChannels> sums;
+      if constexpr (K == 3) {
+        take_row(x);
+        sums.template row<0>(x, weight, bias, done);
+        take_row(x);
+        sums.template row<1>(x, weight, bias, done);
+      } else {
+        sums.clear();
+      }
+      FASTCONV_NO_UNROLL
+      for (int i = K == 3 ? 0 : 1 - K; i < rows; ++i) {
+        take_row(x);
+        sums.template row<K - 1>(x, weight, bias, done);
+        if (K > 3 && i < 0) continue;
+        finish_row();
+      }
     }
   }
 };
 
 // contiguous, stride 1, no multiplier: four channels of one column a thread; neighbouring lanes have neighbouring columns.
-template <class T, int K, int Threads, int Pixels>
+template <class T, int K, class Tile>
 struct RingPlanes {
-  static constexpr int kChannels = 4;
+  static constexpr int kChannels = 4, kRowBytes = 0, kThreads = Tile::kThreads, kPixels = Tile::kPixels;
   static constexpr bool kStaged = true;
 
   FASTCONV_DEVICE static void produce(const SeparableArgs& a, const TileAt& at, const Chunk& chunk) {
-    stage_weights<T, K * K, Threads>(a, chunk);
+    stage_weights<T, K * K, kThreads>(a, chunk);
     const int strips = static_cast<int>(a.by_units_x.divisor), units = static_cast<int>(a.by_vectors.divisor) * strips * a.columns;
     FASTCONV_NO_UNROLL
-    for (int u = threadIdx.x; u < units; u += Threads) {
+    for (int u = threadIdx.x; u < units; u += kThreads) {
       uint32_t column, strip;
       const int vector = static_cast<int>(a.by_units_x.divide(a.by_columns.divide(static_cast<uint32_t>(u), &column), &strip));
       unit(a, at, chunk, vector * kChannels, static_cast<int>(column), static_cast<int>(strip) * a.unit_rows);
@@ -239,7 +304,7 @@ struct RingPlanes {
   FASTCONV_DEVICE static void unit(const SeparableArgs& a, const TileAt& at, const Chunk& chunk, int channel, int column, int first_row) {
     const int rows = a.rows - first_row < a.unit_rows ? a.rows - first_row : a.unit_rows, c = chunk.first + channel;
     const int byte = channel * static_cast<int>(sizeof(T));
-    unsigned char* to = chunk.tile + byte / kSlabBytes * (Pixels * kSlabBytes) + byte % 16;
+    unsigned char* to = chunk.tile + byte / kSlabBytes * (kPixels * kSlabBytes) + byte % 16;
     int p = first_row * a.columns + column;
     const auto store = [&](const float(&v)[kChannels]) {
       *reinterpret_cast<Bytes<kChannels * sizeof(T)>*>(to + slab_offset(fragment_row(p), byte / 16 % 8)) = pack<T, kChannels * sizeof(T)>(v);
@@ -280,12 +345,12 @@ struct RingPlanes {
         if (row_inside && (inside >> k & 1)) {
           FASTCONV_UNROLL
           for (int j = 0; j < kChannels; ++j) x[k][j] = load_value(row + j * a.xc + k * a.dw);
-          if (a.input_activation.kind != Activation::identity) activate_values<sizeof(T) == 2, Threads>(a.input_activation, x[k], chunk.scratch);
+          if (a.input_activation.kind != Activation::identity) activate_values<sizeof(T) == 2, kThreads>(a.input_activation, x[k], chunk.scratch);
         }
       }
       march.template row<K - 1>(x, weight, bias, done);
       if (i < 0) continue;
-      activate_values<sizeof(T) == 2, Threads>(a.depthwise_activation, done, chunk.scratch);
+      activate_values<sizeof(T) == 2, kThreads>(a.depthwise_activation, done, chunk.scratch);
       store(done);
     }
   }
@@ -297,16 +362,16 @@ struct RingPlanes {
 };
 
 // Anything else: two channels of one pixel a thread.
-template <class T, Layout L, int Threads, int Pixels>
+template <class T, Layout L, class Tile>
 struct Taps {
-  static constexpr int kChannels = 2;
+  static constexpr int kChannels = 2, kRowBytes = 0, kThreads = Tile::kThreads, kPixels = Tile::kPixels;
   static constexpr bool kStaged = false;
 
   FASTCONV_DEVICE static void produce(const SeparableArgs& a, const TileAt& at, const Chunk& chunk) {
     const int vectors = static_cast<int>(a.by_vectors.divisor), pixels = a.rows * a.columns;
     const FastDivision& by_pixels = a.by_units_x;
     FASTCONV_NO_UNROLL
-    for (int u = threadIdx.x; u < vectors * pixels; u += Threads) {
+    for (int u = threadIdx.x; u < vectors * pixels; u += kThreads) {
       uint32_t vector, p;
       if (L == Layout::channels_last) {
         p = a.by_vectors.divide(static_cast<uint32_t>(u), &vector);
@@ -343,17 +408,17 @@ struct Taps {
           if (x < 0 || x >= a.w) continue;
           const int64_t offset = y * a.xh + x * a.xw;
           float v[kChannels] = {Element<T>::value(plane[0][offset]), Element<T>::value(plane[1][offset])};
-          activate_values<sizeof(T) == 2, Threads>(a.input_activation, v, chunk.scratch);
+          activate_values<sizeof(T) == 2, kThreads>(a.input_activation, v, chunk.scratch);
           FASTCONV_UNROLL
           for (int i = 0; i < kChannels; ++i) sum[i] += Element<T>::value(weight[i][ky * a.kw + kx]) * v[i];
         }
       }
-      activate_values<sizeof(T) == 2, Threads>(a.depthwise_activation, sum, chunk.scratch);
+      activate_values<sizeof(T) == 2, kThreads>(a.depthwise_activation, sum, chunk.scratch);
       FASTCONV_UNROLL
       for (int i = 0; i < kChannels; ++i) sum[i] = exists[i] ? sum[i] : 0.f;
     }
     const int byte = channel * static_cast<int>(sizeof(T)), tile_row = L == Layout::channels_last ? p : fragment_row(p);
-    unsigned char* to = chunk.tile + byte / kSlabBytes * (Pixels * kSlabBytes) + byte % 16 + slab_offset(tile_row, byte / 16 % 8);
+    unsigned char* to = chunk.tile + byte / kSlabBytes * (kPixels * kSlabBytes) + byte % 16 + slab_offset(tile_row, byte / 16 % 8);
     *reinterpret_cast<Bytes<kChannels * sizeof(T)>*>(to) = pack<T, kChannels * sizeof(T)>(sum);
   }
 };

@@ -33,8 +33,9 @@ struct SeparableArgs {
   FastDivision by_splits, by_tiles_x, by_classes_x, by_tiles_y, by_classes_y, by_columns, by_class_columns;
   int split;       // output channels of a block
   int chunk;       // channels produced at a time, whole slabs
-  int unit_rows;   // rows that a thread marches
-  FastDivision by_vectors, by_units_x;  // channel vectors of a chunk; column groups or row units of a tile
+  int unit_rows;   // rows of a unit of the march
+  int units;       // of a chunk
+  FastDivision by_vectors, by_units_x;  // a unit's channels in a chunk; column groups or row units of a tile
 
   SeparableArgs(const SeparableForward& p, const SeparablePlan& plan, const void* packed_weight);
 };
@@ -93,6 +94,12 @@ FASTCONV_DEVICE void clear_spare_rows(const SeparableArgs& a, unsigned char* til
 // The values of a thread through an activation chosen at run time. The smooth ones pass through shared memory that only this thread touches, an
 // array that a rolled loop may index: unrolled they would multiply the size of the kernel.
 constexpr int kScratchValues = 8;
+// As many of `count` as a pass takes: they divide it.
+constexpr int scratch_part(int count) {
+  int part = count < kScratchValues ? count : kScratchValues;
+  while (count % part) --part;
+  return part;
+}
 template <bool Fast, int Threads, int N>
 FASTCONV_DEVICE void activate_values(const ActivationArgs& a, float (&v)[N], float* scratch) {
   if (a.kind == Activation::identity) return;
@@ -101,8 +108,7 @@ FASTCONV_DEVICE void activate_values(const ActivationArgs& a, float (&v)[N], flo
     for (int i = 0; i < N; ++i) v[i] = activate<Form::clamp, Fast>(a, v[i]);
     return;
   }
-  static_assert(N <= kScratchValues || N % 4 == 0);
-  constexpr int kPart = N <= kScratchValues ? N : 4;
+  constexpr int kPart = scratch_part(N);
   float* mine = scratch + threadIdx.x;
   FASTCONV_UNROLL
   for (int base = 0; base < N; base += kPart) {

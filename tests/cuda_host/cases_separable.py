@@ -4,25 +4,34 @@ from .cases import ACTIVATIONS, LAYOUTS
 
 
 def separable() -> list[dict]:
-    """Forms of the plan are named where a case is there for the sake of one: producer_tile."""
+    """Cases that are there for the sake of a form of the plan ask for it: producer_tile, and how its tiles are divided."""
     small = dict(n=1, h=7, w=9, k=3, p=1, o=24)
     rows = []
-    # 16-bit, channels_last: every tile of the ring, by the number of multiprocessors and the memory that the plan is told of.
+    # 16-bit, channels_last: every tile of the ring; those of the planner's choice are left to the shapes below.
     for dtype in ("bf16", "f16"):
         ring = dict(dtype=dtype, layout="channels_last")
         rows += [
             dict(small, **ring, c=64, form="pixels_small"),
-            dict(small, **ring, c=40, o=72, residual=1, input="relu", pointwise="relu6", form="pixels_small"),
-            dict(ring, n=2, c=72, o=136, h=13, w=11, k=3, p=1, d=1, multiprocessors=1, depthwise="relu", form="pixels_pair"),
-            dict(ring, n=1, c=16, o=24, h=17, w=19, k=3, p=2, d=2, multiprocessors=1, form="pixels_pair"),
-            dict(ring, n=1, c=130, o=20, h=9, w=12, k=3, p=1, multiprocessors=1, shared=100_000, residual=1, form="pixels_wide"),
-            dict(ring, n=1, c=200, o=130, h=9, w=7, k=3, p=1, multiprocessors=1, shared=90000, form="pixels_wide"),
+            dict(small, **ring, c=40, o=72, residual=1, input="relu", pointwise="relu6", splits=2, form="pixels_small"),
+            dict(ring, n=2, c=72, o=136, h=13, w=11, k=3, p=1, d=1, depthwise="relu", splits=2, form="pixels_pair"),
+            dict(ring, n=1, c=16, o=24, h=17, w=19, k=3, p=2, d=2, form="pixels_pair"),
+            dict(ring, n=1, c=72, o=72, h=17, w=19, k=3, p=1, columns=8, unit_rows=5, form="pixels_tall"),
+            dict(ring, n=2, c=24, o=40, h=11, w=13, k=3, p=2, d=2, residual=1, pointwise="silu", form="pixels_tall"),
+            dict(ring, n=1, c=136, o=20, h=9, w=12, k=3, p=1, shared=100_000, residual=1, form="pixels_wide"),
+            dict(ring, n=1, c=200, o=136, h=9, w=7, k=3, p=1, shared=118_000, form="pixels_wide"),
             # Several residue classes in a tile, the last group of them incomplete.
             dict(ring, n=2, c=16, o=24, h=11, w=13, k=3, p=5, d=5, form="pixels_small"),
-            dict(ring, n=1, c=16, o=16, h=14, w=29, k=3, p=7, d=7, residual=1, multiprocessors=1, form="pixels_pair"),
+            dict(ring, n=1, c=16, o=16, h=14, w=29, k=3, p=7, d=7, residual=1, form="pixels_pair"),
             dict(small, **ring, c=64, k=5, p=4, d=2, form="pixels_slim"),
-            dict(small, **ring, c=36, k=7, p=3, depthwise="hardswish", form="pixels_slim"),
+            dict(small, **ring, c=40, k=7, p=3, depthwise="hardswish", form="pixels_slim"),
             dict(small, **ring, c=200, k=5, p=2, shared=70_000, form="pixels_slim"),
+            # More units than warps: rows of the next are on their way while one is marched. And pixels that are no whole 16 bytes.
+            dict(ring, n=1, c=200, o=16, h=18, w=15, k=3, p=1, form="pixels_pair"),
+            dict(small, **ring, c=36, form="taps_plain"),
+            # Every other pixel.
+            dict(ring, n=2, c=72, o=40, h=11, w=18, k=3, p=1, s=2, depthwise="relu", form="pixels_small"),
+            dict(ring, n=1, c=136, o=24, h=33, w=17, k=3, p=0, s=2, residual=1, columns=4, unit_rows=5, form="pixels_pair"),
+            dict(ring, n=1, c=16, o=72, h=34, w=35, k=3, p=2, s=2, input="relu", form="pixels_tall"),
         ]
         planes = dict(dtype=dtype, layout="contiguous")
         rows += [
@@ -42,7 +51,7 @@ def separable() -> list[dict]:
     for tf32 in (0, 1):
         f32 = dict(dtype="f32", tf32=tf32)
         rows += [
-            dict(small, **f32, c=34, layout="channels_last", residual=1, form="pixels_slim"),
+            dict(small, **f32, c=36, layout="channels_last", residual=1, form="pixels_slim"),
             dict(f32, n=1, c=48, o=12, h=8, w=11, k=3, p=3, d=3, layout="channels_last", shared=75_000, form="pixels_slim"),
             dict(small, **f32, c=36, layout="contiguous", residual=1, form="planes_plain"),
             dict(small, **f32, c=7, o=9, layout="contiguous", form="taps_plain"),
@@ -84,7 +93,7 @@ def separable_backward() -> list[dict]:
     for i, row in enumerate(separable()):
         if row.get("far"):
             continue
-        row = {key: value for key, value in row.items() if key not in ("form", "multiprocessors", "residual", "weight_offset")}
+        row = {key: value for key, value in row.items() if key not in ("form", "columns", "unit_rows", "splits", "residual", "weight_offset")}
         row.setdefault("pointwise", ACTIVATIONS[i % 7])
         row.setdefault("depthwise", ACTIVATIONS[(i + 2) % 7])
         rows.append(row)

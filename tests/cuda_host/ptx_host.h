@@ -152,10 +152,16 @@ inline void store_shared(SharedAddress to, const Bytes<N>& v) {
   store<N>(reinterpret_cast<void*>(to), v);
 }
 template <int N>
+inline Bytes<N> load_shared(SharedAddress from) {
+  return load<N>(reinterpret_cast<const void*>(from));
+}
+template <int N>
 inline void copy_async(void* to, const void* from, bool valid) {
   cuda_host::copy_async(to, from, N, valid ? N : 0);
 }
-inline void copy_async_l1(void* to, const void* from, bool valid) { cuda_host::copy_async(to, from, 16, valid ? 16 : 0); }
+inline void copy_async_if(bool wanted, SharedAddress to, const void* from, bool valid) {
+  if (wanted) copy_async<16>(reinterpret_cast<void*>(to), from, valid);
+}
 inline void commit_copies() { cuda_host::commit_copies(); }
 template <int GroupsLeft>
 inline void wait_copies() {

@@ -13,8 +13,7 @@ void run(const Case& c) {
   const SeparableCase s(c);
   Map out(s.t, s.layout, s.g.n, s.o, s.g.oh, s.g.ow, c.number("offset", 0));
   const SeparableForward p = s.forward(out);
-  const cuda::SeparablePlan plan = cuda::plan_separable(p, cuda::float_products(s.tf32), device_of(c));
-  if (c.word("form", "") != "") require(form_name(plan) == c.word("form", ""), "the plan is " + form_name(plan));
+  const cuda::SeparablePlan plan = plan_of(c, p, cuda::float_products(s.tf32));
   Memory workspace(plan.workspace_bytes, 0);
   cuda::launch_separable(p, plan, workspace.data(), nullptr);
 

@@ -1,0 +1,115 @@
+#include "plan_separable_time.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+
+#include "widest_vector.h"
+
+namespace fastconv::cuda {
+namespace {
+
+// Instructions of a lane that are neither march nor product: finding its tile and pixels; starting a unit of the march.
+constexpr double kPrologue = 200, kUnitStart = 150;
+// A row of the march is some 150 instructions, most of them independent, and a wait for shared memory: a warp by itself issues every other clock. A
+// multiprocessor issues four warps every clock.
+constexpr double kWarpIssue = 0.5, kMultiprocessorIssue = 4, kLanes = 32;
+
+// One block's two phases: what they ask for, and how long they take where nothing else runs.
+struct Phases {
+  double pixel_bytes, march, product_instructions, shared_traffic, flops, weight_bytes;
+  double load_seconds, march_seconds, product_seconds;
+};
+
+// TF32 runs at half the rate of 16 bits, full-precision products of float32 on the ordinary units.
+double product_rate(const SeparableForward& p, FloatProducts products, const Rates& rates) {
+  if (p.dtype != DType::f32) return rates.product;
+  return products == FloatProducts::tf32 ? rates.product / 2 : 2 * rates.issue * 0.7;
+}
+
+Phases block_phases(const SeparableForward& p, const SeparablePlan& plan, const Device& device, const Rates& rates) {
+  const ConvGeometry& g = p.g;
+  const TileShape t = tile_shape(plan.form);
+  const double e = double(element_bytes(p.dtype)), k = double(g.kh), warps = t.threads / kLanes, clock = rates.issue / (device.multiprocessors * 128.0);
+  const double middle = double(g.out_channels()), chunks = double(ceil_div(g.out_channels(), plan.chunk)), o_tiles = double(ceil_div(std::min<int64_t>(plan.split, p.o), t.channels));
+  const double passes = chunks > 1 ? o_tiles : 1;  // how often the depthwise part is computed
+  const double warp_issue = std::min(kWarpIssue, kMultiprocessorIssue / warps) * clock;  // instructions a second of each warp, the block alone
+  Phases b{};
+
+  double in_flight = 0, computed = double(plan.rows) * plan.columns * middle * passes;
+  if (plan.producer == Producer::ring_pixels) {
+    // Columns between neighbouring warps are loaded by both. Rows above a strip continue sums that are not finished: for K = 3 only in part.
+    const int stride = static_cast<int>(g.sh);
+    const double strips = double(ceil_div(plan.rows, plan.unit_rows)), across = plan.units / strips, columns = ring_columns(static_cast<int>(k), stride);
+    const double head = stride == 2 ? 0.5 : k == 3 ? 1.3 : k - 1;
+    b.pixel_bytes = passes * across / double(plan.unit_vectors) * middle * e * columns * (plan.rows * stride + strips * (k - stride));
+    const double row = 8 * march_instructions(static_cast<int>(k), stride), rounds = std::ceil(plan.units / warps);
+    b.march = kLanes * passes * chunks * (across * (plan.rows + strips * head) * row + plan.units * kUnitStart);
+    b.march_seconds = passes * chunks * rounds * ((plan.unit_rows + head) * row + kUnitStart) / warp_issue;
+    in_flight = std::min<double>(warps, plan.units) * (t.row_stages - 1) * columns * 64 * e;
+  } else {
+    const double halo = double(plan.rows * g.sh + g.kh - g.sh) * double(plan.columns * g.sw + g.kw - g.sw) / (double(plan.rows * g.sh) * double(plan.columns * g.sw));
+    b.pixel_bytes = passes * halo * double(plan.rows * g.sh) * double(plan.columns * g.sw) * double(g.c) * e;
+    b.march = computed * (plan.producer == Producer::taps ? 3.5 * double(g.taps()) + 10 : 2.2 * double(g.taps()) + 13);
+    b.march_seconds = b.march / kLanes / warps / warp_issue;
+    // A row ahead of a thread's four channels, or a tap of its two.
+    in_flight = t.threads * (plan.producer == Producer::taps ? 2 : 4 * k) * e;
+  }
+  b.load_seconds = rates.latency * std::max(1.0, b.pixel_bytes / in_flight);
+
+  // A warp's step of 32 bytes: m row fragments by 32 columns, four products each, a matrix load for each and two more.
+  const double m = double(t.pixels) * t.channels / (warps * 512), steps = std::ceil(middle * e / 32) * o_tiles, step_products = m * 16 * 32 * 32 / e;
+  b.flops = 2 * steps * warps * step_products;
+  b.product_instructions = kLanes * warps * (steps * (m * 5 + 5) + kPrologue) + double(plan.rows) * plan.columns * double(std::min<int64_t>(plan.split, p.o)) * 6;
+  const double product_traffic = steps * warps * (m * 16 + 32) * 32;
+  // The ring is written and read, the tile written, then read by the product.
+  b.shared_traffic = product_traffic + computed * e + (plan.producer == Producer::ring_pixels ? 2 * b.pixel_bytes : 0);
+  b.weight_bytes = o_tiles * t.channels * middle * e;
+  const double weights_in_flight = double(std::max(t.weight_stages - 1, 1)) * t.channels * 128;
+  const double rate = product_rate(p, plan.products, rates);
+  b.product_seconds = std::max({b.flops * device.multiprocessors / rate, product_traffic * device.multiprocessors / rates.issue,
+                                b.product_instructions / kLanes / warps / warp_issue, b.weight_bytes / weights_in_flight * rates.second_level_latency}) +
+      rates.second_level_latency;
+  return b;
+}
+
+}  // namespace
+
+SeparableTime separable_time(const SeparableForward& p, const SeparablePlan& plan, const Device& device, const Rates& rates) {
+  constexpr int kReserved = 1024;
+  const ConvGeometry& g = p.g;
+  const Phases b = block_phases(p, plan, device, rates);
+  const double e = double(element_bytes(p.dtype)), blocks = double(plan.blocks), pixels = double(g.n) * double(g.oh) * double(g.ow);
+  const double out_bytes = e * pixels * double(p.o) * (p.residual.data ? 2 : 1);
+  SeparableTime time{};
+  time.resident = std::clamp(static_cast<int>(device.shared_per_multiprocessor / (plan.shared_bytes + kReserved)), 1, tile_blocks(plan.form, static_cast<int>(g.kh)));
+  time.bytes = e * double(g.n) * double(g.c) * double(g.h) * double(g.w) + out_bytes + e * double(g.out_channels()) * double(p.o + g.taps());
+  time.pixel_bytes = blocks * b.pixel_bytes + out_bytes, time.weight_bytes = blocks * b.weight_bytes;
+  time.shared_traffic = blocks * b.shared_traffic, time.instructions = blocks * (b.march + b.product_instructions), time.flops = blocks * b.flops;
+  const double places = double(device.multiprocessors) * time.resident, busy = device.multiprocessors * std::min(1.0, blocks / device.multiprocessors);
+  time.waves = blocks / places;
+
+  // What blocks that run side by side ask of each unit, and what one takes by itself.
+  struct Part {
+    const char* name;
+    double seconds;
+  };
+  const double running = std::min(blocks, places), share = running / blocks, units = rates.issue * busy / device.multiprocessors;
+  const Part together[] = {{"memory bandwidth", time.bytes * share / rates.copy},
+                           {"L2 bandwidth", (time.pixel_bytes + time.weight_bytes) * share / rates.second_level},
+                           {"instructions", time.instructions * share / units},
+                           {"feeding tensor cores", time.shared_traffic * share / units},
+                           {"tensor cores", time.flops * share / (product_rate(p, plan.products, rates) * busy / device.multiprocessors)}};
+  const Part alone[] = {{"bytes in flight", b.load_seconds}, {"instructions of the march", b.march_seconds}, {"the product of one block", b.product_seconds}};
+  const auto by_seconds = [](const Part& x, const Part& y) { return x.seconds < y.seconds; };
+  const Part& most = *std::max_element(std::begin(together), std::end(together), by_seconds);
+  const double one = rates.latency + std::max(b.load_seconds - rates.latency, b.march_seconds) + b.product_seconds;
+  const double whole = std::floor(time.waves), rest = time.waves - whole, wave = std::max(most.seconds, one);
+  // The last, partly filled wave takes as long as a block at least.
+  time.seconds = time.waves < 1 ? wave : whole * wave + (rest > 1e-9 ? std::max(one, rest * most.seconds) : 0);
+  time.block_seconds = one;
+  time.bound = most.seconds >= one ? most.name : std::max_element(std::begin(alone), std::end(alone), by_seconds)->name;
+  return time;
+}
+
+}  // namespace fastconv::cuda
