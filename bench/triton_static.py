@@ -7,11 +7,14 @@ that march over rows, the instructions an element (one pixel of one channel) of 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import math
 
 import torch
 
 from fastconv import triton as backend
+from fastconv.triton import access
 from fastconv.triton.ahead import Report, compile_launch
 from fastconv.triton.launch import FAMILIES, Launch, record
 
@@ -33,10 +36,10 @@ def _depthwise(dtype, channels_last, k=3, d=2, activation="identity"):
     return x, meta(SIZE[1], 1, k, k, dtype=dtype), meta(SIZE[1], dtype=dtype), (1, 1), (d * (k // 2),) * 4, (d, d), activation
 
 
-def _separable(dtype, channels_last, c=128, o=128, size=64, allow_tf32=True):
+def _separable(dtype, channels_last, c=128, o=128, size=64, k=3, allow_tf32=True):
     x = meta(8, c, size, size, dtype=dtype, channels_last=channels_last)
-    weights = meta(c, 1, 3, 3, dtype=dtype), meta(o, c, dtype=dtype)
-    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (1,) * 4, (1, 1), "identity", "relu", "relu", allow_tf32
+    weights = meta(c, 1, k, k, dtype=dtype), meta(o, c, dtype=dtype)
+    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (k // 2,) * 4, (1, 1), "identity", "relu", "relu", allow_tf32
 
 
 def depthwise_forward(dtype, channels_last, **options):
@@ -92,6 +95,11 @@ LAYERS = (
 )  # fmt: skip
 
 
+NVIDIA = tuple(name for name in FAMILIES if name.startswith("sm_"))
+# The kernels that take contiguous maps as they come or through copies, and the windows for which both forms are counted.
+COUNTED = (("depthwise_ring", 3), ("depthwise_ring", 5), ("depthwise_ring", 7), ("separable_fused", 3), ("separable_fused", 5))
+
+
 def launches(family: str, layer, dtype: torch.dtype, channels_last: bool, **options) -> list[Launch]:
     with record(FAMILIES[family]) as recorder:
         layer(dtype, channels_last, **options)
@@ -127,10 +135,41 @@ def table(family: str) -> str:
     return "\n".join(lines)
 
 
+def _counted(kernel: str, k: int, layout: str, family: str) -> Launch:
+    """128 channels, bfloat16, without biases."""
+    n = 8 if kernel == "depthwise_ring" else 64
+    x = meta(n, *SIZE[1:], dtype=torch.bfloat16, channels_last=layout == "channels_last")
+    weight, pointwise = (meta(SIZE[1], *rest, dtype=torch.bfloat16) for rest in ((1, k, k), (SIZE[1],)))
+    geometry = (1, 1), (k // 2,) * 4, (1, 1)
+    with record(FAMILIES[family]) as recorder:
+        if kernel == "depthwise_ring":
+            _run("depthwise_conv2d", x, weight, None, *geometry, "identity")
+        else:
+            _run("depthwise_separable_conv2d", x, weight, pointwise, None, None, None, *geometry, "identity", "relu", "relu")
+    (launch,) = recorder.launches
+    return launch
+
+
+def counts(family: str) -> dict[str, float]:
+    """Instructions an element, as instructions.json keeps them."""
+    found = {}
+    for (kernel, k), layout in itertools.product(COUNTED, ("contiguous", "channels_last")):
+        launch = _counted(kernel, k, layout, family)
+        report = compile_launch(launch, FAMILIES[family])
+        found[access.key(FAMILIES[family], kernel, k * k, layout)] = round(report.instructions_an_element(launch), 1)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=[name for name in FAMILIES if name.startswith("sm_")], default="sm_90")
-    print(table(parser.parse_args().family))
+    parser.add_argument("--family", choices=NVIDIA, default="sm_90")
+    parser.add_argument("--write", action="store_true", help=f"count again what {access.COUNTS.name} holds of the family")
+    options = parser.parse_args()
+    if options.write:
+        kept = json.loads(access.COUNTS.read_text()) if access.COUNTS.exists() else {}
+        access.COUNTS.write_text(json.dumps(kept | counts(options.family), indent=1, sort_keys=True) + "\n")
+    else:
+        print(table(options.family))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from bench import triton_static as static  # noqa: E402
 from bench.triton_static import depthwise_backward, depthwise_forward, max_pool, max_pool_backward, separable_forward  # noqa: E402
-from fastconv.triton import configs  # noqa: E402
+from fastconv.triton import access, configs  # noqa: E402
 from fastconv.triton.ahead import compile_launch  # noqa: E402
 from fastconv.triton.launch import FAMILIES, Conv  # noqa: E402
-from fastconv.triton.plan import plan, through_copies  # noqa: E402
+from fastconv.triton.plan import taken, ways  # noqa: E402
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -120,17 +120,27 @@ def test_instructions_an_element(layer):
 
 
 @pytest.mark.all_tiles
-@pytest.mark.parametrize("c,size", [(64, 64), (128, 64), (256, 64), (512, 32)])
-def test_contiguous_maps_need_no_copy(c, size):
-    """Strided loads cost instructions, a copy into channels_last and back memory traffic: the plan holds one against the other."""
-    x, depthwise, pointwise = (static.meta(*shape, dtype=BF16) for shape in ((8, c, size, size), (c, 1, 3, 3), (c, c)))
-    geometry = (1, 1), (1,) * 4, (1, 1)
+@pytest.mark.parametrize("family", sorted({key.split()[0] for key in access.counted()}))
+def test_counted_instructions_are_those_of_the_compiled_kernels(family):
+    """Within a tenth: releases of Triton differ."""
+    for key, instructions in static.counts(family).items():
+        assert access.counted()[key] == pytest.approx(instructions, rel=0.1), key
+
+
+@pytest.mark.all_tiles
+@pytest.mark.parametrize("n,c,k", [(8, 128, 3), (64, 128, 3), (64, 128, 5), (8, 512, 3)])
+def test_contiguous_maps_take_the_cheaper_way(n, c, k):
+    """Strided loads cost instructions, copies into channels_last and back memory traffic. The choice, made from counts that are kept, is
+    what compiling both ways comes to, wherever the two are not the same within a tenth."""
+    x, depthwise, pointwise = (static.meta(*shape, dtype=BF16) for shape in ((n, c, 64, 64), (c, 1, k, k), (c, c)))
+    geometry = (1, 1), (k // 2,) * 4, (1, 1)
     for op, arguments in (
         ("depthwise_separable_conv2d", (x, depthwise, pointwise, None, None, None, *geometry, "identity", "relu", "relu")),
         ("depthwise_conv2d", (x, depthwise, None, *geometry, "relu")),
     ):
-        direct = sum(step.seconds for step in plan(op, arguments, FAMILIES["sm_90"]))
-        assert direct < through_copies(op, arguments, x, FAMILIES["sm_90"])
+        strided, copied = ways(op, arguments, x, FAMILIES["sm_90"])
+        if max(strided.seconds, copied.seconds) > 1.1 * min(strided.seconds, copied.seconds):
+            assert taken(op, arguments, FAMILIES["sm_90"]) == min(strided, copied, key=lambda way: way.seconds).name
 
 
 def test_scratch_is_bounded():

@@ -1,5 +1,6 @@
 """Triton as a candidate of the planner: what it would launch on a GPU that is not here, what that costs, and how `explain` tells it."""
 
+import itertools
 import json
 
 import pytest
@@ -15,6 +16,7 @@ if triton_backend.INTERPRETED:
 from bench import triton_static as static  # noqa: E402
 from bench.triton_static import meta  # noqa: E402
 from fastconv.cli import predict  # noqa: E402
+from fastconv.triton import access  # noqa: E402
 from fastconv.triton import plan as planner  # noqa: E402
 from fastconv.triton.launch import FAMILIES  # noqa: E402
 
@@ -96,15 +98,44 @@ def test_explain_of_a_gpu_that_is_not_here(capsys):
         assert line in text
 
 
-def test_explain_weighs_a_copy_of_contiguous_maps(capsys):
+def test_explain_weighs_copies_of_contiguous_maps(capsys):
     layer = "--shape 8,64,64,64 --format contiguous --device sm_90 --no-compile".split()
     facts = json.loads(explained(capsys, *layer, "--json"))
     triton = facts["candidates"][1]
-    copies = 2 * facts["bytes"] / 4.3e12 + 2 * planner.LAUNCH_SECONDS
-    assert triton["copied"] == pytest.approx(triton["seconds"] + copies, rel=0.1)
-    assert "through copies in channels_last instead" in explained(capsys, *layer)
+    strided, copied = triton["ways"]
+    assert (strided["name"], copied["name"], triton["taken"]) == ("strided", "copied", "strided")
+    assert strided["seconds"] == pytest.approx(triton["seconds"]) and strided["bytes"] == facts["bytes"]
+    assert copied["bytes"] == 3 * facts["bytes"] - 2 * sum(2 * count for count in (64 * 9, 64 * 64))
+    assert copied["seconds"] == pytest.approx(triton["seconds"] + 2 * facts["bytes"] / 4.3e12 + 2 * planner.LAUNCH_SECONDS, rel=0.1)
+    text = explained(capsys, *layer)
+    assert "contiguous maps as they come: " in text and "microseconds; taken" in text
+    assert "through copies in channels_last: " in text and "microseconds; not taken" in text
     last = json.loads(explained(capsys, "--shape", "8,64,64,64", "--device", "sm_90", "--no-compile", "--json"))
-    assert "copied" not in last["candidates"][1]
+    assert "ways" not in last["candidates"][1]
+
+
+def test_the_way_of_contiguous_maps_follows_the_counts(monkeypatch, caplog):
+    """Where a device copies faster than it issues, copies win; the choice is logged once for a class of layers."""
+    x = meta(64, 128, 64, 64, dtype=BF16)
+    arguments = x, meta(128, 1, 3, 3, dtype=BF16), None, (1, 1), (1,) * 4, (1, 1), "identity"
+    assert planner.taken("depthwise_conv2d", arguments, FAMILIES["sm_90"]) == "strided"
+    access.weigh.cache_clear()
+    per_element = {"contiguous": 400, "channels_last": 20}
+    counts = {access.key(FAMILIES["sm_90"], "depthwise_ring", 9, layout): count for layout, count in per_element.items()}
+    monkeypatch.setattr(access, "counted", lambda: counts)
+    with caplog.at_level("INFO", logger="fastconv.triton"):
+        for _ in range(2):
+            assert planner.taken("depthwise_conv2d", arguments, FAMILIES["sm_90"]) == "copied"
+    access.weigh.cache_clear()
+    (line,) = caplog.messages
+    assert line.startswith("contiguous maps of depthwise_ring, 9 taps, on sm_90: strided 134.22 MB") and line.endswith("; copied taken")
+
+
+def test_counts_are_complete_for_the_kinds_that_have_them():
+    kinds = {key.split()[0] for key in access.counted()}
+    assert "sm_90" in kinds
+    for family, (kernel, k), layout in itertools.product(kinds, static.COUNTED, ("contiguous", "channels_last")):
+        assert access.key(FAMILIES[family], kernel, k * k, layout) in access.counted()
 
 
 @pytest.mark.parametrize("device", ["sm_80", "sm_90", "sm_100"])

@@ -212,6 +212,17 @@ def test_shift_and_stitch(dtype, channels_last):
     assert torch.equal(torch.autograd.grad(dense, x, grad)[0], grad)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_contiguous_maps_through_copies(residual, monkeypatch):
+    """A layer whose copies into channels_last are predicted to pay: the same results, contiguous as its input is."""
+    monkeypatch.setattr(triton_backend.access, "through_copies", lambda *_: True)
+    x, weight, pointwise = (tensor(*shape, dtype=F16) for shape in ((2, 5, 4, 6), (5, 1, 3, 3), (3, 5)))
+    geometry = (1, 1), (1, 1, 1, 1), (1, 1)
+    check("depthwise_conv2d", (x, weight, None), (*geometry, "relu"), F16)
+    extra = tensor(2, 3, 4, 6, dtype=F16) if residual else None
+    check("depthwise_separable_conv2d", (x, weight, pointwise, None, None, extra), (*geometry, "identity", "relu", "identity"), F16)
+
+
 def test_backward_is_bitwise_repeatable():
     x, weight = tensor(2, 9, 6, 7, dtype=F32, channels_last=True), tensor(9, 1, 3, 3, dtype=F32)
     pointwise, grad = tensor(8, 9, dtype=F32), tensor(2, 8, 6, 7, dtype=F32)

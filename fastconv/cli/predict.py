@@ -31,7 +31,7 @@ def source(kind: str) -> str:
 
 def _triton(layer, device: str, compiled: bool) -> dict:
     from fastconv.triton.launch import FAMILIES, family_of
-    from fastconv.triton.plan import plan, through_copies
+    from fastconv.triton.plan import plan, taken, ways
 
     there = None if device in KINDS else torch.device(device)
     family = FAMILIES[device] if there is None else family_of(there)
@@ -39,7 +39,8 @@ def _triton(layer, device: str, compiled: bool) -> dict:
         steps = plan(layer.op, layer.arguments, family, compiled)
         found = {"seconds": sum(step.seconds for step in steps), "launches": [asdict(step) for step in steps]}
         if layer.inputs[0].is_contiguous():
-            found["copied"] = through_copies(layer.op, layer.arguments, layer.output, family, compiled)
+            found["ways"] = [asdict(way) for way in ways(layer.op, layer.arguments, layer.output, family, compiled)]
+            found["taken"] = taken(layer.op, layer.arguments, family)
     return found
 
 
@@ -111,8 +112,10 @@ def lines(candidate: dict) -> list[str]:
         text.append(f"          as separate layers at least {candidate['bytes'] / 1e6:,.2f} MB")
     for step in candidate.get("launches", ()):
         text += [f"          {line}" for line in _step_lines(step)]
-    if "copied" in candidate:
-        text.append(f"          through copies in channels_last instead {1e6 * candidate['copied']:,.1f} microseconds")
+    for way in candidate.get("ways", ()):
+        told = {"strided": "contiguous maps as they come", "copied": "through copies in channels_last"}[way["name"]]
+        mark = "taken" if way["name"] == candidate["taken"] else "not taken"
+        text.append(f"          {told}: {way['bytes'] / 1e6:,.2f} MB, {1e6 * way['seconds']:,.1f} microseconds; {mark}")
     return text
 
 

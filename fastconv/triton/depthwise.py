@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import check, configs
+from . import access, check, configs
 from .language import activate, activation_backward, channels_inside, image, inside, load_shifted, strides, strip_of_program
 from .launch import Conv, Strips, ceil_div, channels_last, dense, empty_map, launch, vector, wide
 
@@ -191,4 +191,7 @@ def depthwise_conv2d(input, weight, bias, stride, padding, dilation, activation)
     conv = check.conv(input, weight, "weight", bias, "bias", stride, padding, dilation)
     check.activation(activation, "activation")
     is_channels_last = channels_last(input)
-    return run_depthwise(dense(input, is_channels_last), weight.contiguous(), vector(bias), conv, is_channels_last, "identity", activation)
+    runs_channels_last = is_channels_last or access.through_copies(input, conv, "depthwise_ring")
+    x = dense(input, runs_channels_last)
+    out = run_depthwise(x, weight.contiguous(), vector(bias), conv, runs_channels_last, "identity", activation)
+    return dense(out, is_channels_last)

@@ -60,6 +60,7 @@ class Launch:
 class Recorder:
     family: Family
     launches: list[Launch] = field(default_factory=list)
+    through_copies: bool = False  # a call would copy contiguous maps; `launches` are those without
 
 
 _recorder: Recorder | None = None
@@ -74,6 +75,10 @@ def record(family: Family):
         yield _recorder
     finally:
         _recorder = previous
+
+
+def recorder() -> Recorder | None:
+    return _recorder
 
 
 def family_of(device: torch.device) -> Family:

@@ -12,30 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .access import Access, copies
 from .ahead import Report, compile_launch
 from .configs import SCRATCH_BYTES, element_size
-from .launch import INTERPRETED, Family, Launch, ceil_div, record
-
-LAUNCH_SECONDS = 2e-6
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a device does in a second, and where the figures are from."""
-
-    copy: float  # bytes
-    tensor: dict[int, float]  # FLOP, by bytes of an element; for 4 in TF32
-    issue: float  # lane-instructions
-    source: str
-
-
-# Issue: processors x lanes that issue in a clock x clock.
-RATES = {
-    "sm_80": Rates(1.8e12, {2: 312e12, 4: 156e12}, 108 * 128 * 1.41e9, "data sheet of an A100 80 GB, nine tenths of its memory bandwidth"),
-    "sm_90": Rates(4.3e12, {2: 790e12, 4: 395e12}, 29.6e12, "copy and bfloat16 product as measured on an H200, TF32 at half of that"),
-    "sm_100": Rates(7.2e12, {2: 2250e12, 4: 1125e12}, 148 * 128 * 1.85e9, "data sheet of a B200, nine tenths of its memory bandwidth"),
-    "gfx942": Rates(4.8e12, {2: 1307e12, 4: 653e12}, 304 * 64 * 2.1e9, "data sheet of an MI300X, nine tenths of its memory bandwidth"),
-}
+from .launch import INTERPRETED, Family, Launch, Recorder, ceil_div, record
+from .rates import LAUNCH_SECONDS, RATES
 
 # Turns of the longest innermost loop in one program.
 _TURNS = {
@@ -167,23 +148,38 @@ def _step(launch: Launch, family: Family, moved: int, report: Report | None) -> 
     )
 
 
-def through_copies(op: str, arguments: tuple, out: torch.Tensor, family: Family, compiled: bool = True) -> float:
-    """Predicted seconds of a call on contiguous maps if they were copied into channels_last, and the result back: what strided access has
-    to beat. A test holds it to that, so the kernels take both formats as they come."""
+def through_copies(op: str, arguments: tuple, out: torch.Tensor, family: Family, compiled: bool = True) -> Access:
+    """A call on contiguous maps if they were copied into channels_last, and the result back."""
     maps = [value for value in arguments if isinstance(value, torch.Tensor) and value.dim() == 4 and value.shape[0] == out.shape[0]]
     there = (value.contiguous(memory_format=torch.channels_last) if any(value is m for m in maps) else value for value in arguments)
-    copied = sum(value.nbytes for value in (*maps, out))
-    copies = 2 * copied / RATES[family.key].copy + (len(maps) + 1) * LAUNCH_SECONDS
-    return copies + sum(step.seconds for step in plan(op, tuple(there), family, compiled))
+    moved, seconds = copies(sum(value.nbytes for value in (*maps, out)), len(maps) + 1, family)
+    steps = plan(op, tuple(there), family, compiled)
+    return Access("copied", moved + sum(step.bytes for step in steps), seconds + sum(step.seconds for step in steps))
 
 
-def launches_of(op: str, arguments: tuple, family: Family) -> list[Launch]:
-    """What operator `op` would launch; tensors may be on the meta device."""
+def ways(op: str, arguments: tuple, out: torch.Tensor, family: Family, compiled: bool = True) -> list[Access]:
+    """Both ways to take contiguous maps, with the bytes they move and the time they are predicted to take."""
+    steps = plan(op, arguments, family, compiled)
+    strided = Access("strided", sum(step.bytes for step in steps), sum(step.seconds for step in steps))
+    return [strided, through_copies(op, arguments, out, family, compiled)]
+
+
+def taken(op: str, arguments: tuple, family: Family) -> str:
+    """Which of the `ways` a call takes. access.py decides, from instructions counted beforehand: a call cannot wait for compilations."""
+    return "copied" if _recorded(op, arguments, family).through_copies else "strided"
+
+
+def _recorded(op: str, arguments: tuple, family: Family) -> Recorder:
     from . import LAUNCHERS
 
     with record(family) as recorder:
         LAUNCHERS[op](*arguments)
-    return recorder.launches
+    return recorder
+
+
+def launches_of(op: str, arguments: tuple, family: Family) -> list[Launch]:
+    """What operator `op` would launch; tensors may be on the meta device."""
+    return _recorded(op, arguments, family).launches
 
 
 def plan(op: str, arguments: tuple, family: Family, compiled: bool = True) -> list[Step]:

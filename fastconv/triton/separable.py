@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import check, configs
+from . import access, check, configs
 from .depthwise import load_taps, run_depthwise, tap_sum
 from .language import activate, activation_backward, block, channels_inside, image, load_shifted, matmul, strides, tile_pixels
 from .launch import INTERPRETED, Conv, Strips, ceil_div, channels_last, dense, dot_precision, empty_map, launch, vector, wide
@@ -294,6 +294,14 @@ def run_separable(
     return out
 
 
+def _through_copies(x, conv: Conv, o: int, residual) -> bool:
+    if x.numel() == 0:
+        return False
+    tile = configs.separable_forward(x, conv, o, False, fused_ring(conv)[1])
+    kernel, blocks = ("depthwise_ring", 1) if tile is None else ("separable_fused", ceil_div(o, tile.bn))
+    return access.through_copies(x, conv, kernel, blocks, o, 2 if residual is None else 3)
+
+
 def depthwise_separable_conv2d(
     input, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, stride, padding, dilation, input_activation,
     depthwise_activation, pointwise_activation, allow_tf32=False,
@@ -302,8 +310,10 @@ def depthwise_separable_conv2d(
     check.tensor_map(residual, "residual", (conv.n, o, conv.oh, conv.ow), input)
     activations = check.activations(input_activation, depthwise_activation, pointwise_activation)
     is_channels_last = channels_last(input)
-    return run_separable(
-        dense(input, is_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias),
-        vector(pointwise_bias),
-        dense(residual, is_channels_last), conv, is_channels_last, activations, dot_precision(input.dtype, allow_tf32),
+    runs_channels_last = is_channels_last or _through_copies(input, conv, o, residual)
+    out = run_separable(
+        dense(input, runs_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias),
+        vector(pointwise_bias), dense(residual, runs_channels_last), conv, runs_channels_last, activations,
+        dot_precision(input.dtype, allow_tf32),
     )  # fmt: skip
+    return dense(out, is_channels_last)
