@@ -1,6 +1,6 @@
 """python -m bench [--quick | --full] [--only REGEX] [--device cpu|cuda] [--threads N] [--out DIR]
 python -m bench report RESULT.json | compare A.json B.json | readme [RESULT.json] | list | tune
-python -m bench [--quick | --full] [--only REGEX] dense [DENSE.json]
+python -m bench [--quick | --full] [--only REGEX] dense [DENSE.json] | fuse [FUSE.json]
 """
 
 import argparse
@@ -22,6 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("tune", help="measure candidate tiles on the GPU that is here, and write fastconv/tuning/DEVICE.json (or --out)")
     dense = commands.add_parser("dense", help="measure whole networks at every position: shifted runs, fragments, dilated, and what to_dense chooses")
     dense.add_argument("result", type=Path, nargs="?", help="a dense.json to print, write and draw again from, instead of measuring; one under bench/results also goes into docs/dense.md")
+    fuse = commands.add_parser("fuse", help="measure trained networks as they are, compiled, and fused")
+    fuse.add_argument("result", type=Path, nargs="?", help="a fuse.json to print and write again, instead of measuring; one under bench/results also goes into docs/fuse.md")
+    fuse.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes minutes for each network")
     again = commands.add_parser("report", help="print, write and draw again from a result")
     again.add_argument("result", type=Path)
     two = commands.add_parser("compare", help="what moved between two results")
@@ -59,13 +62,14 @@ def main() -> None:
         return tune(arguments.tier, arguments.only, arguments.out)
     from . import machine, report, run
 
-    if arguments.command == "dense" and arguments.result:
-        from . import dense_report
+    if arguments.command in ("dense", "fuse") and arguments.result:
+        from . import dense_report, fuse_report
 
+        page = {"dense": dense_report, "fuse": fuse_report}[arguments.command]
         result, folder = report.load(arguments.result), arguments.result.resolve().parent
-        dense_report.publish(result, folder)
+        page.publish(result, folder)
         if folder.parent.name == "results":
-            dense_report.inject(result, folder)
+            page.inject(result, folder)
         return None
     if arguments.command == "report":
         return run.publish(report.load(arguments.result), arguments.result.parent)
@@ -78,6 +82,10 @@ def main() -> None:
         from . import dense
 
         return dense.run(device, arguments.tier, arguments.threads or machine.usable_cpus(), arguments.out, arguments.only)
+    if arguments.command == "fuse":
+        from . import fuse
+
+        return fuse.run(device, arguments.tier, arguments.threads or machine.usable_cpus(), arguments.out, arguments.only, not arguments.no_compile)
     run.run(device, arguments.tier, arguments.only, arguments.threads or machine.usable_cpus(), arguments.out)
 
 
