@@ -70,41 +70,42 @@ def machine(device: torch.device, dtype: torch.dtype, channels_last: bool, threa
     x, one, tiny = tensor(1, channels, size, size), tensor(channels, channels, 1, 1), tensor(1, 1, 1, 1)
     weights = [tensor(channels, 1, k, k) for k in _KERNELS]
     ones, flops = tensor(channels, 1, 1, 1), 2 * channels * x.numel()
+    n = x.numel()
+
+    def depthwise(run: Callable, weight: Tensor, d: int) -> Callable[[], Tensor]:
+        return lambda: run(x, weight, None, 1, d * (weight.shape[2] // 2), d)
+
+    def library(x, weight, bias, stride, padding, dilation) -> Tensor:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, channels)
+
+    kernels = [(weight, 1) for weight in weights] + [(weights[0], 2)]
+    probes: list[tuple[float, Callable[[], object]]] = []
+    for run, product in ((library, lambda: F.conv2d(x, one)), (FF.depthwise_conv2d, lambda: FF.depthwise_separable_conv2d(x, ones, one))):
+        probes += [(n, depthwise(run, weight, d)) for weight, d in kernels] + [(flops, product)]
+    probes += [(n, lambda: F.relu6(x)), (1.0, lambda: F.relu6(tiny))]
     with torch.inference_mode():
+        times = quickest([run for _, run in probes], device)
+    rates = [units / time for (units, _), time in zip(probes, times, strict=True)]
 
-        def rate(units: float, run: Callable[[], object]) -> float:
-            return units / seconds(run, device)
+    def of(first: int) -> Rates:
+        return Rates(tuple(rates[first : first + len(_KERNELS)]), rates[first + len(_KERNELS)], rates[first + len(_KERNELS) + 1])
 
-        def library(weight: Tensor, d: int) -> Tensor:
-            return F.conv2d(x, weight, None, 1, d * (weight.shape[2] // 2), d, channels)
-
-        def ours(weight: Tensor, d: int) -> Tensor:
-            return FF.depthwise_conv2d(x, weight, None, 1, d * (weight.shape[2] // 2), d)
-
-        n = x.numel()
-        theirs = Rates(
-            tuple(rate(n, lambda w=w: library(w, 1)) for w in weights),
-            rate(n, lambda: library(weights[0], 2)),
-            rate(flops, lambda: F.conv2d(x, one)),
-        )
-        our = Rates(
-            tuple(rate(n, lambda w=w: ours(w, 1)) for w in weights),
-            rate(n, lambda: ours(weights[0], 2)),
-            rate(flops, lambda: FF.depthwise_separable_conv2d(x, ones, one)),
-        )
-        return Machine(theirs, our, rate(n, lambda: F.relu6(x)), seconds(lambda: F.relu6(tiny), device))
+    return Machine(of(0), of(len(kernels) + 1), rates[-2], times[-1])
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The quickest of a dozen runs, after one that warms up: what it takes when nobody disturbs."""
-    best = float("inf")
-    for index in range(13):
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        if index:
-            best = min(best, time.perf_counter() - start)
+def quickest(runs: list[Callable[[], object]], device: torch.device) -> list[float]:
+    """Seconds of each: the least of three runs in each of five turns, after one that warms up. In turns, because what disturbs the machine
+    for some milliseconds must not make one side look slow."""
+    best = [float("inf")] * len(runs)
+    for _ in range(5):
+        for index, run in enumerate(runs):
+            for repeat in range(4):
+                synchronize(device)
+                start = time.perf_counter()
+                run()
+                synchronize(device)
+                if repeat:
+                    best[index] = min(best[index], time.perf_counter() - start)
     return best
 
 
