@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from cases import CONV_CASES, by_id
-from helpers import assert_bitwise, assert_close, assert_no_further_on_average, feature_map, rand, relative_error
+from helpers import assert_bitwise, assert_close, assert_no_further_on_average, feature_map, rand
 from torch import nn
 
 from fastconv.nn import DepthwiseConv2d, DepthwiseSeparableConv2d, ShiftStitchAvgPool2d, ShiftStitchMaxPool2d, Stitch, plain
