@@ -31,13 +31,10 @@ from fastconv.nn import plain
 
 from . import machine
 from .memory import Memory, saved_bytes
-from .sampling import GROWN, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, malloc
 
 CLASSES = ("photograph", "disc", "box", "triangle")
 TINTS = ((255, 60, 60), (60, 220, 60), (60, 60, 255))
 FASTCONV, TORCH = "fastconv", "PyTorch"
-# Bytes from which a tensor's memory is mapped for itself while memory is measured.
-MAPPED = 65536
 
 
 def pictures() -> list[np.ndarray]:
@@ -158,17 +155,10 @@ def first_gradients(trainees: list[Trainee], image: Tensor, label: Tensor) -> di
 
 
 def memory(trainee: Trainee, image: Tensor, label: Tensor) -> dict[str, int | None]:
-    """Peak resident memory of a forward and backward pass, and what the forward keeps for the backward.
-
-    Freed maps must go back at once for this: what glibc keeps of them in the heaps of its threads (backward runs in one of its own) is
-    half as much again as the maps of so small a network, and differs from run to run.
-    """
+    """Peak resident memory of a forward and backward pass, and what the forward keeps for the backward."""
     meter = Memory()
-    if not malloc({M_MMAP_THRESHOLD: MAPPED, M_TRIM_THRESHOLD: MAPPED}):
-        meter.reason = "no peak memory: the C library is not glibc"
     step = SimpleNamespace(parameters=trainee.parameters, forward=lambda _: F.cross_entropy(trainee.model(image), label))
     peak = None if meter.reason else min(meter.peak(lambda: trainee.forward_backward(image, label)) for _ in range(3))
-    malloc(GROWN)
     trainee.optimiser.zero_grad(set_to_none=True)
     return {"peak_bytes": peak, "saved_bytes": saved_bytes(step)}
 
