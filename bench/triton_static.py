@@ -53,7 +53,9 @@ def depthwise_strided(dtype, channels_last):
 
 def depthwise_backward(dtype, channels_last, **options):
     x, weight, bias, *geometry = _depthwise(dtype, channels_last, **options)
-    _run("depthwise_conv2d_backward", x, x, weight, bias, x, *geometry, [True, True, False])
+    with torch.device("meta"):
+        out = torch.ops.fastconv.depthwise_conv2d(x, weight, bias, *geometry)
+    _run("depthwise_conv2d_backward", out, x, weight, bias, out, *geometry, [True, True, False])
 
 
 def separable_forward(dtype, channels_last, **options):
