@@ -184,7 +184,9 @@ TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const 
   if (producer == Producer::ring_pixels && p.g.kh == 3 && element_bytes(p.dtype) == 2) {
     for (int i = 0; i < (p.g.sh == 1 ? static_cast<int>(std::size(kPixelForms)) : kStridedForms); ++i) consider_form(producer, kPixelForms[i]);
   } else if (producer != Producer::taps) {
-    consider_form(producer, producer == Producer::ring_pixels || p.g.kh > 3 ? TileForm::slim : TileForm::plain);
+    // They need more registers.
+    const bool slim = producer == Producer::ring_pixels || p.g.kh > 3 || (products == FloatProducts::tf32 && p.dtype == DType::f32);
+    consider_form(producer, slim ? TileForm::slim : TileForm::plain);
   }
   if (best.splits == 0) consider_form(Producer::taps, TileForm::plain);
   return best;

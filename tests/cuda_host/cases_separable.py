@@ -53,7 +53,7 @@ def separable() -> list[dict]:
         rows += [
             dict(small, **f32, c=36, layout="channels_last", residual=1, form="pixels_slim"),
             dict(f32, n=1, c=48, o=12, h=8, w=11, k=3, p=3, d=3, layout="channels_last", shared=75_000, form="pixels_slim"),
-            dict(small, **f32, c=36, layout="contiguous", residual=1, form="planes_plain"),
+            dict(small, **f32, c=36, layout="contiguous", residual=1, form="planes_slim" if tf32 else "planes_plain"),
             dict(small, **f32, c=7, o=9, layout="contiguous", form="taps_plain"),
             dict(small, **f32, c=5, o=11, s=2, layout="channels_last", form="taps_plain"),
         ]
