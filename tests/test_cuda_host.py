@@ -125,7 +125,8 @@ def test_kernels(name: str, mode: str):
     assert not reports, "\n".join(reports)
 
 
-TAPS_CASE = "n=1 c=40 h=7 w=9 o=24 k=3 p=1 s=2 dtype=bf16 layout=channels_last"
+# Stride 3 is served by no ring.
+TAPS_CASE = "n=1 c=40 h=10 w=13 o=24 k=3 p=1 s=3 dtype=bf16 layout=channels_last form=taps_plain"
 # Several units a warp, weights that wait for the rows of input to pass.
 RING_CASE = "n=1 c=200 h=18 w=15 o=136 k=3 p=1 dtype=bf16 layout=channels_last form=pixels_pair"
 # Bugs planted in the fused kernels themselves: header, what stands there, what is put in its place, the case and the build that must notice.
