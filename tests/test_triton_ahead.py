@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="the Triton backend needs triton")
+triton = pytest.importorskip("triton", reason="the Triton backend needs triton")
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels do not compile under the interpreter", allow_module_level=True)
@@ -108,10 +108,13 @@ def test_every_separable_tile_compiles(family, c, o, size):
         check(family, static.separable_backward, dtype, True, c=c, o=o, size=size)
 
 
+COUNTED = pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="the instructions that these figures count are those of triton 3.6")
+
 # Instructions an element in the loop over rows, bfloat16 channels_last, K = 3; what each kernel is for.
 CEILINGS = {depthwise_forward: 20.5, max_pool: 36, max_pool_backward: 45, static.avg_pool: 20}
 
 
+@COUNTED
 @pytest.mark.all_tiles
 @pytest.mark.parametrize("layer", CEILINGS, ids=lambda layer: layer.__name__)
 def test_instructions_an_element(layer):
@@ -119,10 +122,11 @@ def test_instructions_an_element(layer):
     assert compile_launch(launch, FAMILIES["sm_90"]).instructions_an_element(launch) <= CEILINGS[layer]
 
 
+@COUNTED
 @pytest.mark.all_tiles
 @pytest.mark.parametrize("family", sorted({key.split()[0] for key in access.counted()}))
 def test_counted_instructions_are_those_of_the_compiled_kernels(family):
-    """Within a tenth: releases of Triton differ."""
+    """Within a tenth: 3.9 takes a fifth less for contiguous depthwise rows."""
     for key, instructions in static.counts(family).items():
         assert access.counted()[key] == pytest.approx(instructions, rel=0.1), key
 
