@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import machine
+from . import machine, report
 from .memory import Memory
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -239,15 +239,6 @@ def cases(tier: str) -> list[DenseCase]:
     return found + ([DenseCase(network, "contiguous", GOAL_SIZE) for network in NETWORKS] if tier != "quick" else [])
 
 
-def _measured_before(path: Path, description: dict, again: set[str]) -> list[dict]:
-    """The other cases of a result of the same commit and machine: a long run may be made in pieces, with --only."""
-    if not path.exists():
-        return []
-    before = json.loads(path.read_text())
-    same = all(before["machine"][name] == description[name] for name in ("commit", "name", "threads", "versions"))
-    return [case for case in before["cases"] if case["id"] not in again] if same else []
-
-
 def run(device: str, tier: str, threads: int, folder: Path | None, only: str | None = None) -> dict:
     """Measures; returns the result, which lies as dense.json beside its table and plot in the folder."""
     import re
@@ -265,7 +256,7 @@ def run(device: str, tier: str, threads: int, folder: Path | None, only: str | N
     partial = only is not None or tier == "quick"
     folder = folder or Path(__file__).parent / ("out" if partial else f"results/{machine.slug(description)}")
     folder.mkdir(parents=True, exist_ok=True)
-    result["cases"] = _measured_before(folder / "dense.json", description, {case.id for case in chosen})
+    result["cases"] = report.measured_before(folder / "dense.json", description, "cases", {case.id for case in chosen})
     memory = Memory() if device == "cpu" else None
     for case in chosen:
         gc.collect()

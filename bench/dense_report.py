@@ -3,15 +3,15 @@
 import os
 from pathlib import Path
 
+from . import pages
 from .dense import AUTO, DILATED, FRAGMENTS, SHIFTED, TUNED
 from .plots import FLOOR_STYLE, _frame, _legend, _plain_numbers, _pyplot, _ticks
-from .report import Table, megabytes, milliseconds, ratio
+from .report import Table, megabytes, milliseconds, ratio, short_setting
 
 COLORS = {SHIFTED: "#4c72b0", FRAGMENTS: "#e88a1a", DILATED: "#55a868", AUTO: "#c1272d"}
 NAMES = (SHIFTED, DILATED, FRAGMENTS, AUTO, TUNED)
 NOISE = 1.05
 PAGE = Path(__file__).parent.parent / "docs" / "dense.md"
-BEGIN, END = "<!-- dense:begin -->", "<!-- dense:end -->"
 
 
 def _times(case: dict) -> dict[str, float]:
@@ -116,23 +116,13 @@ def plot(result: dict):
     return figure
 
 
-def setting(result: dict) -> str:
-    machine = result["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    return f"{machine['name']}, {machine['isa']}, {machine['threads']} thread(s), commit {machine['commit']}, {machine['date']}. {versions}."
-
-
 def inject(result: dict, folder: Path, page: Path = PAGE) -> None:
     """Put the goals, the times and the plot between the markers of the documentation's page."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{page} has no {BEGIN} ... {END} to fill")
     place = os.path.relpath(folder, page.parent)
     picture = f"![time and memory against resolution]({place}/dense.png)\n"
     more = f"Memory, and every figure: [dense.md]({place}/dense.md), [dense.json]({place}/dense.json).\n"
-    text = "\n".join([setting(result) + "\n", goals(result).markdown(), speeds(result).markdown(), picture, more])
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    text = "\n".join([short_setting(result) + "\n", goals(result).markdown(), speeds(result).markdown(), picture, more])
+    pages.fill(page, "dense", text)
 
 
 def publish(result: dict, folder: Path, screen=None) -> None:
@@ -143,7 +133,7 @@ def publish(result: dict, folder: Path, screen=None) -> None:
     tables = [goals(result), speeds(result), memories(result)]
     for table in tables:
         show(screen, table)
-    texts = [f"# Dense prediction: {result['machine']['name']}\n", setting(result) + "\n", "![time and memory against resolution](dense.png)\n"]
+    texts = [f"# Dense prediction: {result['machine']['name']}\n", short_setting(result) + "\n", "![time and memory against resolution](dense.png)\n"]
     (folder / "dense.md").write_text("\n".join([*texts, *(table.markdown(2) for table in tables)]))
     try:
         plot(result).savefig(folder / "dense.png")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import machine
+from . import machine, report
 from .runtimes import Runner
 from .sampling import Budget, in_turns
 
@@ -149,15 +149,6 @@ def measure(network: Network, device: str, budget: Budget, compiled: bool) -> di
     return {"id": network.id, "network": network.name, "size": network.size, "contestants": records}
 
 
-def _measured_before(path: Path, description: dict, again: set[str]) -> list[dict]:
-    """The other networks of a result of the same commit and machine: a long run may be made in pieces, with --only."""
-    if not path.exists():
-        return []
-    before = json.loads(path.read_text())
-    same = all(before["machine"][name] == description[name] for name in ("commit", "name", "threads", "versions"))
-    return [network for network in before["networks"] if network["id"] not in again] if same else []
-
-
 def run(device: str, tier: str, threads: int, folder: Path | None, only: str | None = None, compiled: bool = True) -> dict:
     """Measures; returns the result, which lies as fuse.json beside its tables in the folder."""
     from . import fuse_report
@@ -172,7 +163,7 @@ def run(device: str, tier: str, threads: int, folder: Path | None, only: str | N
     folder = folder or Path(__file__).parent / ("out" if tier == "quick" else f"results/{machine.slug(description)}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fuse.json"
-    measured = _measured_before(path, description, {network.id for network in chosen})
+    measured = report.measured_before(path, description, "networks", {network.id for network in chosen})
     order = [network.id for network in NETWORKS]
     result = {"format": 1, "machine": description, "grid": tier, "networks": measured}
     for network in chosen:

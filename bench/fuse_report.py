@@ -3,15 +3,14 @@
 import os
 from pathlib import Path
 
-from .dense_report import setting
+from . import pages
 from .fuse import CHANNELS_LAST, COMPILED, EAGER, EVERYTHING, FROZEN, FUSED, FUSED_COMPILED, MEASURED
-from .report import Table, geometric_mean, milliseconds, ratio
+from .report import Table, geometric_mean, milliseconds, ratio, short_setting
 
 NAMES = (EAGER, CHANNELS_LAST, COMPILED, FROZEN, FUSED, MEASURED, EVERYTHING, FUSED_COMPILED)
 # What two medians of one network differ by in a run.
 NOISE = 1.05
 PAGE = Path(__file__).parent.parent / "docs" / "fuse.md"
-BEGIN, END = "<!-- fuse:begin -->", "<!-- fuse:end -->"
 
 
 def _times(network: dict, figure: str = "median") -> dict[str, float]:
@@ -75,13 +74,9 @@ def ratio_or_dash(value: float | None) -> str:
 
 def inject(result: dict, folder: Path, page: Path = PAGE) -> None:
     """Put the tables between the markers of the documentation's page."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{page} has no {BEGIN} ... {END} to fill")
     place = os.path.relpath(folder, page.parent)
-    text = "\n".join([setting(result) + "\n", speeds(result).markdown(), decisions(result).markdown(), f"Every figure: [fuse.json]({place}/fuse.json).\n"])
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    text = "\n".join([short_setting(result) + "\n", speeds(result).markdown(), decisions(result).markdown(), f"Every figure: [fuse.json]({place}/fuse.json).\n"])
+    pages.fill(page, "fuse", text)
 
 
 def publish(result: dict, folder: Path, screen=None) -> None:
@@ -92,6 +87,6 @@ def publish(result: dict, folder: Path, screen=None) -> None:
     tables = [speeds(result), decisions(result)]
     for table in tables:
         show(screen, table)
-    texts = [f"# Fused networks: {result['machine']['name']}\n", setting(result) + "\n"]
+    texts = [f"# Fused networks: {result['machine']['name']}\n", short_setting(result) + "\n"]
     (folder / "fuse.md").write_text("\n".join([*texts, *(table.markdown(2) for table in tables)]))
     screen.print(f"fuse.json and fuse.md are in {folder}")

@@ -3,12 +3,11 @@
 import os
 from pathlib import Path
 
-from . import goals, plots, report
+from . import goals, pages, plots, report
 from .report import Row, Table, milliseconds, ratio
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 FLAGSHIP = {"cpu": "separable forward float32", "cuda": "separable forward bfloat16"}
 SHOWN = ("layers_", "resolution_time_", "resolution_memory_", "dilation_")
 
@@ -48,10 +47,6 @@ def inject(path: Path | None, readme: Path = ROOT / "README.md") -> None:
     """Replace what stands between the markers of the README; refuse where they are missing."""
     path = path or newest_result()
     result = report.load(path)
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"{readme} has no {BEGIN} ... {END} to fill")
     if not list(path.parent.glob("*.png")):
         plots.draw(result, path.parent)
-    readme.write_text(f"{before}{BEGIN}\n\n{text(result, path.parent.resolve())}\n{END}{after}")
+    pages.fill(readme, "bench", text(result, path.parent.resolve()))

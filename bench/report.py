@@ -205,15 +205,33 @@ def absences(result: dict) -> list[str]:
     return told + [f"{name}, all cases, {reason}" for name, reason in result.get("elsewhere", {}).items()]
 
 
+def measured_before(path: Path, description: dict, records: str, again: set[str]) -> list[dict]:
+    """The other records of a result of the same commit and machine: a long run may be made in pieces, with --only."""
+    if not path.exists():
+        return []
+    before = load(path)
+    same = all(before["machine"][name] == description[name] for name in ("commit", "name", "threads", "versions"))
+    return [record for record in before[records] if record["id"] not in again] if same else []
+
+
+def versions(machine: dict) -> str:
+    return ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+
+
+def short_setting(result: dict) -> str:
+    """Where and with what, for a result without ceilings."""
+    machine = result["machine"]
+    return f"{machine['name']}, {machine['isa']}, {machine['threads']} thread(s), commit {machine['commit']}, {machine['date']}. {versions(machine)}."
+
+
 def setting(result: dict) -> str:
     """Where and with what, in one paragraph."""
     machine, ceilings = result["machine"], result["ceilings"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
     peaks = ", ".join(f"{name} {peak['rate'] / 1e9:.0f} GFLOP/s ({max(peak['probes'], key=peak['probes'].get)})" for name, peak in ceilings["peak"].items())
     copies = ", ".join(f"{point['footprint'] // 2**20 or 1024} MiB {point['rate'] / 1e9:.0f} GB/s" for point in ceilings["copy"])
     return (
         f"{machine['name']}, {machine['isa']}, {machine['threads']} thread(s), {machine['system']}, commit {machine['commit']}, {machine['date']}. "
-        f"Versions: {versions}. Peak measured in the run: {peaks}. Copy bandwidth by footprint: {copies}."
+        f"Versions: {versions(machine)}. Peak measured in the run: {peaks}. Copy bandwidth by footprint: {copies}."
     )
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench import dense, dense_report
+from bench import dense, dense_report, report
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_tables_and_page_come_from_the_record(result, tmp_path):
     assert json.loads((folder / "dense.json").read_text())["cases"] == record["cases"]
     assert (folder / "dense.md").exists()
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{dense_report.BEGIN}\nold\n{dense_report.END}\nafter\n")
+    page.write_text("before\n<!-- dense:begin -->\nold\n<!-- dense:end -->\nafter\n")
     # The goals are about one size; as if this were it.
     goal = record | {"goal_size": 64}
     dense_report.inject(goal, folder, page)
@@ -74,5 +74,5 @@ def test_pieces_of_a_run_are_put_together(tmp_path):
     machine = {"commit": "a", "name": "m", "threads": 2, "versions": {}}
     path = tmp_path / "dense.json"
     path.write_text(json.dumps({"machine": machine, "cases": [{"id": "one"}, {"id": "two"}]}))
-    assert dense._measured_before(path, machine, {"two"}) == [{"id": "one"}]
-    assert dense._measured_before(path, machine | {"commit": "b"}, {"two"}) == []
+    assert report.measured_before(path, machine, "cases", {"two"}) == [{"id": "one"}]
+    assert report.measured_before(path, machine | {"commit": "b"}, "cases", {"two"}) == []

@@ -39,7 +39,7 @@ def test_tables_and_page_come_from_the_record(result, tmp_path):
     text = (folder / "fuse.md").read_text()
     assert "mobilenetv2_050" in text and "never slower" in text
     page = tmp_path / "fuse.md"
-    page.write_text(f"before\n{fuse_report.BEGIN}\nold\n{fuse_report.END}\nafter\n")
+    page.write_text("before\n<!-- fuse:begin -->\nold\n<!-- fuse:end -->\nafter\n")
     fuse_report.inject(record, folder, page)
     assert "old" not in page.read_text() and "mobilenetv2_050" in page.read_text() and page.read_text().endswith("after\n")
     page.write_text("no markers")
