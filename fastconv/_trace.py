@@ -35,6 +35,17 @@ class _Undecided(Exception):
         self.node, self.where = node, where
 
 
+def _written(function):
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Proxy(fx.Proxy):
+    """torch.fx records `x += y` as `x + y`, which is another thing where views of x are read later."""
+
+    __iadd__, __isub__ = _written(operator.iadd), _written(operator.isub)
+    __imul__, __itruediv__ = _written(operator.imul), _written(operator.itruediv)
+
+
 class _Tracer(fx.Tracer):
     """Leaves are torch's modules, subclasses of theirs that keep their forward, and the TensorFlow-style windows.
 
@@ -45,6 +56,9 @@ class _Tracer(fx.Tracer):
     def __init__(self, decisions: list[bool]):
         super().__init__()
         self.undecided = iter(decisions)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):

@@ -318,6 +318,37 @@ def test_wrapped_models_are_refused(wrap):
         fastconv.fuse(wrap(trained("smp")))
 
 
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_wrappers(one_process):
+    """Refused with a sentence where they wrap; the fused model may be wrapped, and then has the original's gradients."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = trained("aspp").train()
+    with pytest.raises(ValueError, match="DistributedDataParallel.*fuse the plain model first"):
+        fastconv.fuse(DistributedDataParallel(copy.deepcopy(model)))
+    with pytest.raises(ValueError, match="FSDP.*fuse the plain model first"):
+        fastconv.fuse(fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (1,))))
+
+    fused, _ = fastconv.fuse(model)
+    wrapped = DistributedDataParallel(fused)
+    x = image()
+    wrapped(x).square().sum().backward()
+    model(x).square().sum().backward()
+    for ours, original in zip(fused.parameters(), model.parameters(), strict=True):
+        assert (ours.grad - original.grad).norm() <= 1e-4 * max(original.grad.norm().item(), 1.0)
+
+
 def test_bad_arguments():
     with pytest.raises(TypeError, match="model: must be a torch.nn.Module, got function"):
         fastconv.fuse(lambda x: x)

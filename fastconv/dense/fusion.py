@@ -18,26 +18,12 @@ from torch import Tensor, fx, nn
 
 from .. import _windows as windows
 from .. import functional as FF
-from ..folding import FoldedWeights, folds
+from .._activations import of_node, over
+from ..folding import FoldedWeights, convolved, folds
 from ..fragments import Fragments
 from ..nn import DepthwiseConv2d
 from ..reference import ACTIVATIONS
 
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": F.relu_,
-    "relu6": lambda x: F.relu6(x, inplace=True),
-    "silu": lambda x: F.silu(x, inplace=True),
-    "hardswish": lambda x: F.hardswish(x, inplace=True),
-}
-_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
-_FUNCTIONS = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_), "relu"),
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-}
-_METHODS = {"relu": "relu", "relu_": "relu"}
 _SUMS = (operator.add, operator.iadd, torch.add)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -162,9 +148,8 @@ def _only_user(node: fx.Node, taken: set[fx.Node]) -> fx.Node | None:
 
 
 def _activation(node: fx.Node, module_of) -> str | None:
-    if node.op == "call_module":
-        return _MODULES[type(module_of(node.target))] if _is(node, module_of, tuple(_MODULES)) else None
-    return (_FUNCTIONS if node.op == "call_function" else _METHODS).get(node.target)
+    module = module_of(node.target) if node.op == "call_module" else None
+    return None if module is not None and _has_hooks(module) else of_node(node, module)
 
 
 def _is_plain(conv: nn.Module) -> bool:
@@ -228,7 +213,7 @@ class Fused(nn.Module):
             alone = self.activation if residual is None else "identity"
             out = _layer(x, first, lambda t, stride, padding: FF.depthwise_conv2d(t, *weights, stride, padding, first.dilation, alone))
             return out if residual is None else self._finish(out, residual)
-        return self._finish(F.conv2d(x, *weights, first.stride, first.padding, first.dilation, first.groups), residual)
+        return self._finish(convolved(x, first, *weights), residual)
 
     def _separable(self, x, conv: nn.Conv2d, weights: tuple, residual):
         depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias = weights
@@ -254,8 +239,7 @@ class Fused(nn.Module):
                 out.add_(tensor)
             else:
                 out = out + residual
-        in_place = _IN_PLACE[self.activation]
-        return out.map(in_place) if isinstance(out, Fragments) else in_place(out)
+        return out.map(lambda tensor: over(tensor, self.activation)) if isinstance(out, Fragments) else over(out, self.activation)
 
     def _one_by_one(self, x, parts, residual):
         for (conv, norm), activation in zip(parts, (self.depthwise_activation, self.activation)[-len(parts) :], strict=True):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import functional as FF
-from ..folding import FoldedWeights
+from .._activations import over
+from ..folding import FoldedWeights, convolved
 from ..reference import ACTIVATIONS
 from . import nodes as N
 from .patterns import Match, Stage
@@ -59,14 +60,10 @@ def finish(out: Tensor, stage: Stage, residual: Tensor | None, normed: bool) -> 
         out = stage.norm(out)
         if stage.norm_acts:
             return out
-    return activated(out if residual is None else out + residual, stage.activation)
-
-
-def activated(out: Tensor, name: str) -> Tensor:
-    """In place where nobody can tell: `out` is always a result of our own."""
-    if name in ("relu", "relu6", "silu", "hardswish") and not (torch.is_grad_enabled() and out.requires_grad):
-        return getattr(F, name)(out, inplace=True)
-    return ACTIVATIONS[name](out)
+    out = out if residual is None else out + residual
+    # It is a result of our own: without autograd nobody can tell that it is overwritten.
+    differentiable = torch.is_grad_enabled() and out.requires_grad
+    return ACTIVATIONS[stage.activation](out) if differentiable else over(out, stage.activation)
 
 
 class Fused:
@@ -163,8 +160,7 @@ class Convolution(Fused):
             ones = self._ones_like(x, weight)
             return FF.depthwise_separable_conv2d(x, ones, weight, None, bias, pointwise_activation=stage.activation, residual=residual)
         x, padding = placed(conv, x)
-        out = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
-        return finish(out, stage, residual, True)
+        return finish(convolved(x, conv, weight, bias, padding), stage, residual, True)
 
     def _ones_like(self, x: Tensor, weight: Tensor) -> Tensor:
         ones = self._ones

@@ -8,18 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .. import folding
+from .. import _activations, folding
 
-_ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
-_ACTIVATION_FUNCTIONS = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    F.relu_: "relu",
-    F.relu6: "relu6",
-    F.silu: "silu",
-    F.hardswish: "hardswish",
-}
 _ADDITIONS = frozenset({operator.add, operator.iadd, torch.add})
 _PRODUCTS = frozenset({operator.mul, operator.imul, torch.mul})
 _SKIPPED_IN_EVAL = frozenset({"DropPath", "StochasticDepth"})
@@ -30,50 +20,13 @@ _VIEWS = frozenset(
 )
 
 
-def gelu_name(approximate: str) -> str | None:
-    return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
-
-
-def activation_of_module(module: nn.Module) -> str | None:
-    """The name of the activation that a module computes, "identity" for nn.Identity, None for anything else."""
-    kind = type(module)
-    if kind is nn.Identity:
-        return "identity"
-    if kind is nn.GELU:
-        return gelu_name(module.approximate)
-    if kind is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
-        return "relu6"
-    return _ACTIVATION_MODULES.get(kind)
-
-
 def module_of(node, root: nn.Module) -> nn.Module | None:
     return root.get_submodule(node.target) if isinstance(node, fx.Node) and node.op == "call_module" else None
 
 
-def _bounds(node: fx.Node) -> tuple:
-    names = ("min", "max") if node.target != F.hardtanh else ("min_val", "max_val")
-    values = [node.kwargs.get(name) for name in names]
-    given = node.args[1:3]
-    return (*given, *values[len(given) :])
-
-
 def activation(node: fx.Node, root: nn.Module) -> str | None:
     """The activation that a node computes of its first argument, or None."""
-    module = module_of(node, root)
-    if module is not None:
-        name = activation_of_module(module)
-        return None if name == "identity" else name
-    if node.op == "call_method":
-        if node.target in ("relu", "relu_"):
-            return "relu"
-        return "relu6" if node.target in ("clamp", "clamp_") and _bounds(node) == (0, 6) else None
-    if node.op != "call_function":
-        return None
-    if node.target is F.gelu:
-        return gelu_name(node.kwargs.get("approximate", "none"))
-    if node.target in (F.hardtanh, torch.clamp):
-        return "relu6" if _bounds(node) == (0, 6) else None
-    return _ACTIVATION_FUNCTIONS.get(node.target)
+    return _activations.of_node(node, module_of(node, root))
 
 
 def passes_through(node: fx.Node, root: nn.Module, training: bool) -> bool:
@@ -100,7 +53,7 @@ def norm(node: fx.Node, root: nn.Module) -> tuple[nn.Module, str | None] | None:
     if type(module).__name__ in ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d") and _has_statistics(module):
         hidden = [getattr(module, name, None) for name in ("drop", "act")]
         if type(hidden[0]) in (nn.Identity, type(None)) and hidden[1] is not None:
-            name = activation_of_module(hidden[1])
+            name = _activations.of_module(hidden[1])
             return None if name is None else (module, None if name == "identity" else name)
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,17 +28,6 @@ def is_watched(module: nn.Module) -> bool:
     return any(state[name] for name in HOOKS) or "forward" in state
 
 
-def _written(function):
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-class _Proxy(fx.Proxy):
-    """torch.fx records `x += y` as `x + y`, which is another thing where views of x are read later."""
-
-    __iadd__, __isub__ = _written(operator.iadd), _written(operator.isub)
-    __imul__, __itruediv__ = _written(operator.imul), _written(operator.itruediv)
-
-
 class _BlockTracer(_Tracer):
     # Buffers that forward writes to are then written by the graph, not by the trace.
     proxy_buffer_attributes = True
@@ -47,9 +35,6 @@ class _BlockTracer(_Tracer):
     def __init__(self, root: nn.Module):
         super().__init__([])
         self._root = root
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or type(module).__name__ in KNOWN_LEAVES:

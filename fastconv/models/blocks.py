@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastconv.functional as FF
-from fastconv.folding import FoldedWeights, folds
+from fastconv.folding import FoldedWeights, convolved, folds
 
 OUTPUT_STRIDES = (8, 16, 32)
 ACTIVATIONS = {
@@ -105,7 +104,7 @@ class ConvNormActivation(nn.Sequential):
         weight, bias = self._folded((conv, norm))
         if depthwise:
             return FF.depthwise_conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, self.activation or "identity")
-        out = F.conv2d(input, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        out = convolved(input, conv, weight, bias)
         return activation[0](out) if activation else out
 
     def train(self, mode: bool = True):
