@@ -77,7 +77,7 @@ def page() -> str:
         "# Predicted times on an H200, bfloat16",
         "",
         "Written by `python -m bench.cuda_predicted`. **Predicted, not measured**: counts of bytes, instructions and products of the compiled kernels over the rates",
-        "in `fastconv/cli/predict_cuda.py`, with occupancy, waves and bytes in flight (`csrc/common/cost.h`). Two microseconds of every time are the launch.",
+        "in `csrc/common/cost_choice.cpp`, with occupancy, waves and bytes in flight (`csrc/common/cost.h`). Two microseconds of every time are the launch.",
         "",
         "## Fused depthwise-separable convolution",
         "",

@@ -5,7 +5,8 @@
 Each layer of the benchmark's grid is called through the Triton kernels; every tile that the call looks up is a stage to tune. A stage's
 candidates come from `fastconv.triton.configs`; one whose launches equal an earlier one's is skipped, one that fails or gives another result
 is refused. The tile in the code's own tables runs first and stays unless another is faster by more than MARGIN. Then the CUDA kernels run
-the same layer, where they are built, and the table keeps the faster of the two; its forward decides, since that is when a call chooses.
+the same layer, where they are built, with their planner's choice and with each of `fastconv.tuning.CUDA_TILES`, and the table keeps the
+faster backend; its forward decides, since that is when a call chooses.
 
 The loop knows nothing of clocks: `tune` takes a function that runs a call and returns its seconds.
 """
@@ -59,6 +60,8 @@ class Tuner:
             with tuning.use(self.table):
                 self._tiles(layer)
                 if layer.key is not None:
+                    if "cuda" in self.others:
+                        self._cuda_tile(layer)
                     self._backend(layer)
         return self.table
 
@@ -112,6 +115,26 @@ class Tuner:
 
     def _set(self, key: tuning.Key, before: tuning.Entry, tile: dict) -> None:
         self.table.entries[key] = replace(before, tiles=before.tiles | {"triton": tile})
+
+    def _cuda_tile(self, layer: Layer) -> None:
+        """The kernels of the CUDA library against the choice of its own planner."""
+        before = self.table.entries.pop(layer.key, tuning.Entry(None))
+        tiles = {name: tile for name, tile in before.tiles.items() if name != "cuda"}
+        tuning.hand_to_planners([self.table])
+        expected, usual = layer.run("cuda"), self.seconds(lambda: layer.run("cuda"))
+        best, fastest = None, usual * (1 - MARGIN)
+        for name in tuning.CUDA_TILES.get(layer.key.op, ()):
+            self.table.entries[layer.key] = replace(before, tiles=tiles | {"cuda": {"tile": name}})
+            tuning.hand_to_planners([self.table])
+            if not _agree(layer.run("cuda"), expected):
+                self.say(f"{layer.name}: cuda {name}: another result")
+                continue
+            seconds = self.seconds(lambda: layer.run("cuda"))
+            if seconds < fastest:
+                best, fastest = name, seconds
+        self.table.entries[layer.key] = replace(before, tiles=tiles | ({} if best is None else {"cuda": {"tile": best}}))
+        tuning.hand_to_planners([self.table])
+        self.say(f"{layer.name}: cuda: {'the planner is right' if best is None else f'{usual / fastest:.2f} times as fast with {best}'}")
 
     def _backend(self, layer: Layer) -> None:
         expected = layer.run("triton")

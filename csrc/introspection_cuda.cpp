@@ -5,7 +5,8 @@
 
 #include <string>
 
-#include "common/cost_separable.h"
+#include "common/cost_choice.h"
+#include "common/plan_measured.h"
 
 namespace py = pybind11;
 
@@ -15,16 +16,19 @@ namespace {
 using Quad = std::array<int64_t, 4>;
 using Pair = std::array<int64_t, 2>;
 
-// A GPU by name and number; what is not given is an H200's.
+// A GPU by name and number; what is not given is an H200's, and rates are those of its kind.
 struct Chip {
   cuda::Device device;
   cuda::Rates rates;
 
   explicit Chip(const py::dict& given) {
+    for (const char* name : {"multiprocessors", "capability"})
+      if (given.contains(name)) (name[0] == 'm' ? device.multiprocessors : device.capability) = given[name].cast<int>();
+    rates = cuda::rates_of(device);
     for (const auto& [key, value] : given) {
       const std::string name = py::str(key);
-      if (name == "multiprocessors") device.multiprocessors = value.cast<int>();
-      else if (name == "capability") device.capability = value.cast<int>();
+      if (name == "multiprocessors" || name == "capability") continue;
+      else if (name == "name") device.table = cuda::measured_device(value.cast<std::string>());
       else if (name == "shared_per_block") device.shared_per_block = value.cast<int>();
       else if (name == "shared_per_multiprocessor") device.shared_per_multiprocessor = value.cast<int>();
       else if (name == "copy") rates.copy = value.cast<double>();
@@ -32,7 +36,7 @@ struct Chip {
       else if (name == "issue") rates.issue = value.cast<double>();
       else if (name == "product") rates.product = value.cast<double>();
       else if (name == "library_product") rates.library_product = value.cast<double>();
-      else throw py::value_error("chip: got the key '" + name + "'; known are multiprocessors, capability, shared_per_block, shared_per_multiprocessor, copy, second_level, issue, product, library_product");
+      else throw py::value_error("chip: got the key '" + name + "'; known are name, multiprocessors, capability, shared_per_block, shared_per_multiprocessor, copy, second_level, issue, product, library_product");
     }
   }
 };
@@ -100,12 +104,33 @@ void bind_cuda_plans(py::module_& m) {
         py::dict d;
         d["fused"] = described(cuda::cost_separable(p, cuda::float_products(tf32), chip.device, chip.rates));
         d["unfused"] = described(cuda::cost_unfused(p, chip.device, chip.rates));
+        d["library"] = described(cuda::cost_library(p, chip.device, chip.rates));
         d["floor"] = cuda::floor_seconds(p, chip.rates);
+        const cuda::SeparableChoice choice = cuda::weigh_separable(p, cuda::float_products(tf32), chip.device, chip.rates);
+        d["chosen"] = choice.library ? "library" : "fused", d["measured"] = choice.measured;
+        d["why"] = cuda::describe_choice(p, cuda::float_products(tf32), choice);
         return d;
       },
       py::arg("input"), py::arg("out_channels"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
       py::arg("dtype"), py::arg("layout"), py::arg("input_activation") = false, py::arg("residual") = false, py::arg("tf32") = true, py::arg("chip") = py::dict(),
-      "The same for a fused separable layer, for its parts as separate launches, and the floor of both.");
+      "The same for a fused separable layer, for its parts as separate launches at best, for what the planner's alternative to the fused kernel is (the depthwise "
+      "kernel, then the library's product and its elementwise passes), the floor, and which of the two is chosen.");
+  m.def("set_measured_tiles", &cuda::set_measured, py::arg("rows"), "Replaces the measured choices of this module's planner; as torch.ops.fastconv.set_measured_tiles.");
+  m.def(
+      "cuda_shape_class",
+      [](const Quad& input, int64_t out_channels, const Pair& kernel, const Pair& stride, const Pair& dilation) {
+        return cuda::shape_class(parse_geometry(input, 1, kernel, stride, {kernel[0] * dilation[0], 0, kernel[1] * dilation[1], 0}, dilation), out_channels);
+      },
+      py::arg("input"), py::arg("out_channels"), py::arg("kernel"), py::arg("stride"), py::arg("dilation"), "The class of a layer in a table of measured choices.");
+  m.def(
+      "cuda_rates",
+      [](const py::dict& given) {
+        const cuda::Rates r = Chip(given).rates;
+        py::dict d;
+        d["copy"] = r.copy, d["second_level"] = r.second_level, d["issue"] = r.issue, d["library_product"] = r.library_product, d["product"] = r.product;
+        return d;
+      },
+      py::arg("chip"), "What the cost model takes a GPU to do in a second.");
   m.def(
       "cuda_compiled",
       [] {

@@ -64,6 +64,10 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "shift_stitch_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
       "bool ceil_mode, bool count_include_pad, int? divisor_override, bool fragments) -> Tensor");
 
+  // Replaces the measured choices that the CUDA kernels' planner goes by; lines of device, operator, dtype, layout, class and tile, with tabs between
+  // (fastconv/tuning). Present where the CUDA library is.
+  m.def("set_measured_tiles(str rows) -> ()");
+
   // (N, C, H, W) -> its sy*sx fragments (N*sy*sx, C, ceil(H/sy), ceil(W/sx)), position (oy + sy*u, ox + sx*v); tails filled with `fill`.
   m.def("shift(Tensor input, int[] stride, float fill) -> Tensor");
 

@@ -13,12 +13,13 @@ for _part in (_meta, _autograd, _autocast):
     _part.register("fastconv")
 del _part
 
-from . import backends, functional, nn, reference  # noqa: E402  (they may only see operators that are complete)
+from . import backends, functional, nn, reference, tuning  # noqa: E402  (they may only see operators that are complete)
 from ._C import build_info  # noqa: E402
 from .dense import shift_and_stitch, tiled, to_dense  # noqa: E402
 from .fragments import Fragments  # noqa: E402
 from .fusion import fuse  # noqa: E402
 
 __version__ = build_info()["version"]
+tuning.hand_to_planners()
 
 __all__ = ["Fragments", "backends", "functional", "fuse", "nn", "reference", "shift_and_stitch", "tiled", "to_dense"]

@@ -29,6 +29,8 @@ BACKWARD_OPS = (
     "shift_stitch_max_pool2d_backward",
     "shift_stitch_avg_pool2d_backward",
 )
+# Tells a planner something and computes nothing: no fakes, no derivatives.
+PLANNER_OPS = ("set_measured_tiles",)
 
 
 def _load_cpu() -> None:

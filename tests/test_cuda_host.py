@@ -69,7 +69,7 @@ PROGRAMS = {
         cases_separable.separable_backward,
     ),
 }
-PLAIN = ["driver.cpp", *(f"csrc/common/{name}.cpp" for name in ("plan", "plan_depthwise", "plan_separable", "plan_separable_time", "plan_separable_backward"))]
+PLAIN = ["driver.cpp", *(f"csrc/common/{path.name}" for path in sorted((build.ROOT / "csrc" / "common").glob("plan*.cpp")))]
 
 # Fresh operands and a fresh order of threads each time; a failure prints the line of its case, seed included.
 SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))

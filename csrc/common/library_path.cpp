@@ -110,9 +110,20 @@ Tensor separable(
     const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias, const OptTensor& pointwise_bias,
     const OptTensor& residual, const ConvArgs& args, const Activations& act) {
   const Tensor m = activate(convolution(activate(input, act.input), depthwise_weight, depthwise_bias, args, input.size(1)), act.depthwise);
-  Tensor z = convolution(m, as_kernel(pointwise_weight), pointwise_bias, pointwise_args(), 1);
+  return dense_like(pointwise(m, pointwise_weight, pointwise_bias, residual, act.pointwise, suggested_layout(m) == Layout::channels_last), input);
+}
+
+Tensor pointwise(const Tensor& m, const Tensor& weight, const OptTensor& bias, const OptTensor& residual, Activation activation, bool rows) {
+  Tensor z;
+  if (rows) {
+    const std::vector<int64_t> channels_inside{0, 2, 3, 1}, channels_second{0, 3, 1, 2}, flat{weight.size(0), weight.size(1)};
+    const Tensor product = call("aten::linear", "", call("aten::permute", "", m, list(channels_inside))[0], torch::stable::view(to_dense(weight), flat), bias)[0];
+    z = call("aten::permute", "", product, list(channels_second))[0];
+  } else {
+    z = convolution(m, as_kernel(weight), bias, pointwise_args(), 1);
+  }
   if (residual) z = add(z, *residual);
-  return dense_like(activate(z, act.pointwise), input);
+  return activate(z, activation);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_backward(

@@ -27,6 +27,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(
 Tensor separable(
     const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias, const OptTensor& pointwise_bias,
     const OptTensor& residual, const ConvArgs& args, const Activations& act);
+// activation(conv2d(m, weight, bias) + residual); `rows`: m is channels_last and its pixels are the rows of a matrix product, with the bias fused.
+Tensor pointwise(const Tensor& m, const Tensor& weight, const OptTensor& bias, const OptTensor& residual, Activation activation, bool rows);
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_backward(
     const Tensor& grad, const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight, const OptTensor& depthwise_bias,
     const OptTensor& pointwise_bias, const OptTensor& residual, const OptTensor& output, const ConvArgs& args, const Activations& act,

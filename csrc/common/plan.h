@@ -14,6 +14,7 @@ struct Device {
   int multiprocessors = 132;
   int shared_per_block = 227 * 1024, shared_per_multiprocessor = 228 * 1024;
   int capability = 90;
+  int table = 0;  // of measured choices (plan_measured.h); 0: none
 };
 
 // ---- how work is divided -------------------------------------------------------------------------------------------------------

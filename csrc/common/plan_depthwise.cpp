@@ -2,11 +2,16 @@
 
 #include <algorithm>
 
+#include "plan_measured.h"
 #include "widest_vector.h"
 
 namespace fastconv::cuda {
 
-DepthwisePlan plan_depthwise(const DepthwiseForward& p, const Device& device) {
+namespace {
+
+// `only`: the forms that come into question, "elements" always does; empty for all.
+DepthwisePlan plan_among(const DepthwiseForward& p, const std::string& only, const Device& device) {
+  const auto may = [&](DepthwiseForm form) { return only.empty() || only == depthwise_form_name(form); };
   const ConvGeometry& g = p.g;
   const int64_t e = element_bytes(p.dtype), channels = g.out_channels();
   const int k = static_cast<int>(g.kh);
@@ -14,7 +19,8 @@ DepthwisePlan plan_depthwise(const DepthwiseForward& p, const Device& device) {
   const bool special = depthwise_special(g.kh, g.kw) && g.sh == 1 && g.sw == 1 && g.multiplier == 1 && p.input_activation == Activation::identity;
   DepthwisePlan plan{};
 
-  if (special && pixels && g.c % depthwise_channels(k) == 0 && widest_vector(address(p.x.data), address(p.out.data)) >= depthwise_channels(k) * e) {
+  if (may(DepthwiseForm::pixels) && special && pixels &&
+      g.c % depthwise_channels(k) == 0 && widest_vector(address(p.x.data), address(p.out.data)) >= depthwise_channels(k) * e) {
     plan.form = DepthwiseForm::pixels;
     plan.strips = plan_strips(g.n, g.c / depthwise_channels(k), g.oh, g.ow, g.dh, g.dw, depthwise_columns(k), k - 1, device);
     plan.threads = 128;
@@ -22,7 +28,7 @@ DepthwisePlan plan_depthwise(const DepthwiseForward& p, const Device& device) {
     plan.shared_bytes = static_cast<size_t>(kDepthwiseStages * (depthwise_columns(k) + k - 1) * depthwise_channels(k) * e * plan.threads);
     return plan;
   }
-  if (special && !pixels) {
+  if (may(DepthwiseForm::bands) && special && !pixels) {
     plan.band = plan_bands(g.n, g.c, g.oh, g.ow, g.dh, depthwise_band_columns(k), k - 1, (k - 1) * g.dw, static_cast<int>(e), device);
     if (plan.band.blocks > 0) {
       plan.form = DepthwiseForm::bands;
@@ -33,7 +39,8 @@ DepthwisePlan plan_depthwise(const DepthwiseForward& p, const Device& device) {
   plan.threads = 256;
   // Weights wait in shared memory as floats; several blocks should fit on a multiprocessor.
   const int64_t vector = 16 / e, vectors = g.c / vector, vector_bytes = g.taps() * vector * 4, most = device.shared_per_multiprocessor / 6;
-  if (pixels && g.multiplier == 1 && g.c % vector == 0 && widest_vector(address(p.x.data), address(p.out.data), address(p.bias)) == 16 && vector_bytes <= most) {
+  if (may(DepthwiseForm::vectors) && pixels && g.multiplier == 1 && g.c % vector == 0 &&
+      widest_vector(address(p.x.data), address(p.out.data), address(p.bias)) == 16 && vector_bytes <= most) {
     plan.form = DepthwiseForm::vectors;
     plan.slices = ceil_div(vectors, std::clamp<int64_t>(most / vector_bytes, 1, 32));
     plan.slice_vectors = ceil_div(vectors, plan.slices);
@@ -46,6 +53,15 @@ DepthwisePlan plan_depthwise(const DepthwiseForward& p, const Device& device) {
   plan.rows = plan_rows(g.n, pixels ? 1 : channels, g.oh, g.ow * (pixels ? channels : 1), pixels ? channels : 1, e);
   plan.blocks = plan.rows.blocks;
   return plan;
+}
+
+}  // namespace
+
+DepthwisePlan plan_depthwise(const DepthwiseForward& p, const Device& device) {
+  const std::string measured = measured_tile(device.table, "depthwise_conv2d", p.dtype, p.layout, p.g, p.g.out_channels());
+  const DepthwisePlan plan = plan_among(p, measured, device);
+  // A layer of the class may have an alignment that the measured form does not take.
+  return measured.empty() || measured == depthwise_form_name(plan.form) ? plan : plan_among(p, {}, device);
 }
 
 Reach reach(int64_t size, int64_t out, int64_t padding, int64_t dilation, int64_t kernel) {

@@ -17,6 +17,10 @@ enum class DepthwiseForm {
   pixels,    // channels_last, square kernels, stride 1: strips
   bands,     // contiguous, square kernels, stride 1: staged bands
 };
+constexpr const char* depthwise_form_name(DepthwiseForm f) {
+  constexpr const char* names[] = {"elements", "vectors", "pixels", "bands"};
+  return names[static_cast<int>(f)];
+}
 struct DepthwisePlan {
   DepthwiseForm form;
   RowPlan rows;      // elements, vectors

@@ -9,6 +9,7 @@
 #include <array>
 #include <mutex>
 
+#include "common/plan_measured.h"
 #include "common/tensor.h"
 #include "launch.h"
 
@@ -23,6 +24,9 @@ inline Device query_device(int index) {
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
   d.capability = major * 10 + minor;
+  cudaDeviceProp properties;
+  STD_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  d.table = measured_device(properties.name);
   return d;
 }
 

@@ -47,9 +47,9 @@ def _triton(layer, device: str, compiled: bool) -> dict:
 def _cuda(layer, device: str) -> dict:
     """The cost model's launches, or where it knows the layer or the GPU too little (pools, sm_100) no more than what it cannot fall below:
     its bytes at the copy rate, and a launch."""
-    launches = predict_cuda.steps(layer, device)
-    if launches:
-        return {"seconds": sum(step["seconds"] for step in launches), "launches": launches}
+    found = predict_cuda.prediction(layer, device)
+    if found:
+        return found | {"seconds": sum(step["seconds"] for step in found["launches"])}
     kind = device if device in KINDS else _kind_of(device)
     if backends.triton_refusal() is not None or not kind.startswith("sm_"):
         return {}
@@ -110,6 +110,8 @@ def lines(candidate: dict) -> list[str]:
     text = [f"{candidate['backend']:<9} {what}"]
     if "bytes" in candidate:
         text.append(f"          as separate layers at least {candidate['bytes'] / 1e6:,.2f} MB")
+    if "why" in candidate:
+        text.append(f"          {candidate['why']}")
     for step in candidate.get("launches", ()):
         text += [f"          {line}" for line in _step_lines(step)]
     for way in candidate.get("ways", ()):

@@ -8,14 +8,16 @@ Nothing here knows what a tile is made of:
         -> Entry("triton", tiles={"triton": {"columns": 16, "elements": 1024, "warps": 4}}, seconds={"triton": 1.1e-5, "cuda": 1.3e-5})
 
 A key's `op` is an operator, or a stage of one that has a tile of its own. A layer whose class no entry names takes the tables in the code.
+The CUDA kernels choose in C++: their tiles, `{"cuda": {"tile": NAME}}` with one of CUDA_TILES, are handed to their planner, where they
+override its cost model.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,12 @@ from typing import NamedTuple
 import torch
 
 FORMAT = 1
+# What may be measured of the CUDA kernels: which of them serves (csrc/common/plan_depthwise.h says what each takes; where one cannot serve a
+# layer of the class, the planner chooses as ever), and whether a separable layer is fused or goes through memory and the library's product.
+CUDA_TILES = {
+    "depthwise_conv2d": ("pixels", "bands", "vectors", "elements"),
+    "depthwise_separable_conv2d": ("fused", "library"),
+}
 HERE = Path(__file__).resolve().parent
 
 
@@ -95,6 +103,42 @@ def file_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".json"
 
 
+def cuda_rows(tables: Iterable[Table]) -> str:
+    """The tiles of the CUDA kernels as their planner takes them: a line a choice, device, key and tile with tabs between."""
+    return "\n".join(
+        "\t".join((table.device, *key, entry.tiles["cuda"]["tile"]))
+        for table in tables
+        for key, entry in table.entries.items()
+        if "cuda" in entry.tiles
+    )
+
+
+def _kept() -> list[Table]:
+    """Every table that a call may go by; those of the folder that FASTCONV_TUNING names come last and win."""
+    folder = os.environ.get("FASTCONV_TUNING")
+    if folder == "off":
+        return []
+    folders = (HERE,) if folder is None else (HERE, Path(folder))
+    return [Table.load(path) for each in folders for path in sorted(each.glob("*.json"))]
+
+
+_handed = ""  # what the planners were told last; they start with nothing
+
+
+def hand_to_planners(tables: Iterable[Table] | None = None) -> None:
+    """Tells the planner of the CUDA kernels, and the one that explains it, what was measured; None for the tables that are kept."""
+    from fastconv import _C, _ops
+
+    global _handed
+    rows = cuda_rows(_kept() if tables is None else tables)
+    if rows == _handed:
+        return
+    _handed = rows
+    _C.set_measured_tiles(rows)
+    if _ops.cuda_refusal is None:
+        torch.ops.fastconv.set_measured_tiles(rows)
+
+
 _in_use: Table | None = None
 
 
@@ -103,10 +147,19 @@ def use(table: Table | None) -> Iterator[Table | None]:
     """Inside the context `table` stands for every device's, in every thread; None leaves each its own."""
     global _in_use
     previous, _in_use = _in_use, table
+    _hand_over()
     try:
         yield table
     finally:
         _in_use = previous
+        _hand_over()
+
+
+def _hand_over() -> None:
+    if _in_use is None:
+        return hand_to_planners()
+    here = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    hand_to_planners(replace(_in_use, device=name) for name in {_in_use.device, *here})
 
 
 _asked: list[Key] | None = None

@@ -23,8 +23,7 @@ void run(const Case& c) {
 
   const DepthwiseForward p{g, t, layout, input_act, act, x.view(), weight.data(), bias.data(), out.mutable_view()};
   const cuda::DepthwisePlan plan = cuda::plan_depthwise(p, cuda::Device{});
-  static const char* const forms[] = {"elements", "vectors", "pixels", "bands"};
-  const std::string form = forms[static_cast<int>(plan.form)];
+  const std::string form = cuda::depthwise_form_name(plan.form);
   require(c.word("form", form) == form, "the plan chose " + form);
   cuda::launch_depthwise(p, plan, nullptr);
 
