@@ -25,9 +25,8 @@ int main() {
     const cuda::Rates rates;
     const cuda::SeparablePlan plan = cuda::plan_separable(p, cuda::FloatProducts::full, device);
     const cuda::SeparableTime t = cuda::separable_time(p, plan, device, rates);
-    static const char* const forms[] = {"pair", "tall", "wide", "small", "slim", "plain"};
     const char separator = '|';
-    std::cout << forms[static_cast<int>(plan.form)];
+    std::cout << cuda::tile_form_name(plan.form);
     for (const int64_t i : {int64_t(plan.rows), int64_t(plan.columns), int64_t(plan.unit_rows), int64_t(plan.chunk), plan.splits, int64_t(plan.shared_bytes), int64_t(t.resident)})
       std::cout << separator << i;
     for (const double f : {t.waves, t.bytes, t.pixel_bytes + t.weight_bytes, t.instructions, t.flops, t.shared_traffic, t.block_seconds, t.seconds, cuda::floor_seconds(p, rates)})

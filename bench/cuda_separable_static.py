@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 # What a second brings of each unit, as in csrc/common/rates.h.
 DRAM, L2, ISSUE, TENSOR = 4.3e12, 5.5e12, 29.6e12, 600e12
-FORMS = ("pair", "tall", "wide", "small", "slim", "plain")  # in the order of TileForm
+FORMS = ("pair", "tall", "wide", "small", "slim", "plain", "persistent", "persistent_narrow")  # in the order of TileForm
 
 SHAPES = [  # name, n, c, o, h, w, k, d
     ("C = 64", 32, 64, 64, 256, 256, 3, 1),
@@ -74,11 +74,13 @@ def compiled(architecture: int):
     import test_cuda_compiled as tests
 
     found = {}
-    for name, kernel in tests.kernels("separable", architecture).items():
-        match = re.fullmatch(r"separable_forward<MathBf16, 1, PixelRing<(\d), (\d)>::Of, SeparableTile<(\d), \d> ?>", name)
+    for name, kernel in (tests.kernels("separable", architecture) | tests.kernels("separable_persistent", architecture)).items():
+        match = re.fullmatch(r"separable_forward<MathBf16, 1, PixelRing<(?P<k>\d), (?P<stride>\d)>::Of, SeparableTile<(?P<form>\d), \d> ?>", name)
+        match = match or re.fullmatch(r"separable_persistent<MathBf16, (?P<form>\d)>", name)
         if match:
-            k, stride, form = map(int, match.groups())
-            found[FORMS[form], k, stride] = kernel, kernel.march(8 * k * k).interior("FFMA", "STS") / 8
+            parts = match.groupdict()
+            k, stride = int(parts.get("k", 3)), int(parts.get("stride", 1))
+            found[FORMS[int(parts["form"])], k, stride] = kernel, kernel.march(8 * k * k).interior("FFMA", "STS") / 8
     return found
 
 

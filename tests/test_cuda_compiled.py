@@ -96,6 +96,9 @@ LOOPS = {
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<5, 1>::Of, .*>", 8, {80: 41, 90: 41}, (*TENSOR, r"STG\.E\.128.*"), march=200),
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<7, 1>::Of, .*>", 8, {80: 71, 90: 71}, (*TENSOR, r"STG\.E\.128.*"), march=392),
     ],
+    "separable_persistent": [
+        Loop(r"separable_persistent<Math(Bf16|F16), .*>", 8, {80: 18.3, 90: 18.3}, (*TENSOR, r"STG\.E\.128.*", r"BAR\.ARV"), march=72),
+    ],
     "separable_planes": [
         Loop(r"separable_forward<Math(Bf16|F16|Tf32), 0, PlaneRing<3>::Of, .*>", 4, {80: 32, 90: 32}, TENSOR, march=36),
     ],

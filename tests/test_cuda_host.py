@@ -44,11 +44,14 @@ PLANTS = {
     "divergent_collective": {"fast": RUNTIME, "asan": RUNTIME, "race": RUNTIME},
     "wrong_named_barrier": {"fast": RUNTIME, "asan": RUNTIME, "race": RUNTIME},
     "named_barrier_too_narrow": {"race": RUNTIME},
+    "handed_over_too_early": {"race": RUNTIME},
+    "place_not_released": {"race": RUNTIME},
     "misaligned_load": {"fast": RUNTIME, "asan": RUNTIME, "race": RUNTIME},
     "misaligned_matrix_row": {"fast": RUNTIME, "asan": RUNTIME, "race": RUNTIME},
     "output_left_unwritten": {"fast": WRONG_RESULT, "asan": WRONG_RESULT, "race": WRONG_RESULT},
 }
 
+FORWARD = ("separable", "separable_persistent", "separable_planes", "separable_taps")
 # Program: kernel sources (instrumented), the rest, cases.
 PROGRAMS = {
     "depthwise": (["csrc/cuda/depthwise.cu"], ["run_depthwise.cpp"], cases.depthwise),
@@ -58,12 +61,12 @@ PROGRAMS = {
     "max_pool_backward": (["csrc/cuda/max_pool_backward.cu"], ["run_max_pool_backward.cpp"], cases.max_pool_backward),
     "avg_pool": (["csrc/cuda/avg_pool.cu"], ["run_avg_pool.cpp"], cases.avg_pool),
     "separable": (
-        [f"csrc/cuda/{name}.cu" for name in ("separable", "separable_planes", "separable_taps")],
+        [f"csrc/cuda/{name}.cu" for name in FORWARD],
         ["run_separable.cpp"],
         cases_separable.separable,
     ),
     "separable_backward": (
-        [f"csrc/cuda/{name}.cu" for name in ("separable", "separable_planes", "separable_taps")]
+        [f"csrc/cuda/{name}.cu" for name in FORWARD]
         + [f"csrc/cuda/{name}.cu" for name in ("separable_backward", "separable_backward_planes", "separable_backward_taps")],
         ["run_separable_backward.cpp"],
         cases_separable.separable_backward,
@@ -129,6 +132,9 @@ def test_kernels(name: str, mode: str):
 TAPS_CASE = "n=1 c=40 h=10 w=13 o=24 k=3 p=1 s=3 dtype=bf16 layout=channels_last form=taps_plain"
 # Several units a warp, weights that wait for the rows of input to pass.
 RING_CASE = "n=1 c=200 h=18 w=15 o=136 k=3 p=1 dtype=bf16 layout=channels_last form=pixels_pair"
+# Blocks of several tiles, slots that are used again, rows of weights that fill no slab.
+PERSISTENT_CASE = "n=2 c=200 h=17 w=21 o=200 k=3 p=1 dtype=bf16 layout=channels_last multiprocessors=3 form=pixels_persistent"
+CHANGED = {TAPS_CASE: "separable_taps.cu", RING_CASE: "separable.cu", PERSISTENT_CASE: "separable_persistent.cu"}
 # Bugs planted in the fused kernels themselves: header, what stands there, what is put in its place, the case and the build that must notice.
 FUSED_PLANTS = {
     "no_barrier_before_product": ("separable_kernel.cuh", "        sync_threads();\n        copy_next();", "        copy_next();", TAPS_CASE, "race"),
@@ -143,6 +149,33 @@ FUSED_PLANTS = {
     "row_into_the_slot_being_read": ("separable_producers.cuh", "feed.fetch(slots.before);", "feed.fetch(slots.next);", RING_CASE, "race"),
     "rows_not_shared_by_the_warp": ("separable_producers.cuh", "      sync_warp();\n      feed.fetch", "      feed.fetch", RING_CASE, "race"),
     "weights_over_rows": ("separable_kernel.cuh", "kWeightStages - 1) {\n      sync_threads();", "kWeightStages - 1) {", RING_CASE, "race"),
+    "slot_taken_before_it_is_free": (
+        "separable_persistent_kernel.cuh", "if (round > 0) ptx::named_barrier(free(static_cast<int>(slot)), meeting());", "", PERSISTENT_CASE, "fast"
+    ),
+    "slot_free_while_it_is_multiplied": (
+        "separable_persistent_kernel.cuh",
+        "        multiply_slab<M, Weights>(",
+        "        if (left-- > 0) ptx::arrive_at_barrier(free(slot), meeting());\n        multiply_slab<M, Weights>(",
+        PERSISTENT_CASE,
+        "fast",
+    ),
+    "slab_full_before_it_is_marched": (
+        "separable_persistent_kernel.cuh",
+        "      Producer::march(a, chunk, u, feed, ring, place);\n      ptx::arrive_at_barrier(full(static_cast<int>(slot)), meeting());",
+        "      ptx::arrive_at_barrier(full(static_cast<int>(slot)), meeting());\n      Producer::march(a, chunk, u, feed, ring, place);",
+        PERSISTENT_CASE,
+        "race",
+    ),
+    "offsets_of_the_next_tile": ("separable_persistent_kernel.cuh", "offsets + index % 2 * kPixels;", "offsets;", PERSISTENT_CASE, "race"),
+    "weights_of_a_step_exchanged": (
+        "separable_persistent_kernel.cuh", "unit / 2 * kStep + Weights::offset(row, unit % 2)", "unit / 2 * kStep + row * kStepBytes + unit % 2 * 16", PERSISTENT_CASE, "fast"
+    ),
+    "last_tiles_left_out": (
+        "separable_persistent_kernel.cuh", " + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x)", ") / static_cast<int>(gridDim.x)", PERSISTENT_CASE, "fast"
+    ),
+    "weights_not_awaited_by_blocks_that_stay": (
+        "separable_persistent_kernel.cuh", "    ptx::wait_copies<0>();\n    float acc", "    float acc", PERSISTENT_CASE, "fast"
+    ),
 }  # fmt: skip
 
 
@@ -151,7 +184,7 @@ def test_net_catches_bug_in_fused_kernel(plant: str):
     header, right, wrong, case, mode = FUSED_PLANTS[plant]
     folder = build.mutant(plant, header, right, wrong)
     kernels, plain, _ = PROGRAMS["separable"]
-    changed = "separable_taps.cu" if case == TAPS_CASE else "separable.cu"
+    changed = CHANGED[case]
     mutated = [str(folder / changed) if k.endswith(f"/{changed}") else k for k in kernels]
     program = build.binaries(f"plant_{plant}", mutated, [*plain, *PLAIN], (mode,))[mode]
     assert execute(program, [f"{case} seed={SEED}"]) is not None

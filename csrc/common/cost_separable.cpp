@@ -31,7 +31,8 @@ std::vector<Cost> cost_separable(const SeparableForward& p, FloatProducts produc
   Cost c;
   c.kernel = "separable";
   c.tile = std::to_string(tile.pixels) + " pixels x " + std::to_string(tile.channels) + " channels, tiles of " + std::to_string(plan.rows) + " x " +
-      std::to_string(plan.columns) + ", " + (plan.chunk >= p.g.out_channels() ? "all input channels resident" : "chunks of " + std::to_string(plan.chunk) + " channels") +
+      std::to_string(plan.columns) + ", " + (persistent(plan.form) ? "all pointwise weights resident, " + std::to_string(plan.slots) + " slots"
+       : plan.chunk >= p.g.out_channels() ? "all input channels resident" : "chunks of " + std::to_string(plan.chunk) + " channels") +
       (plan.splits > 1 ? ", output channels in " + std::to_string(plan.splits) + " parts" : "") + ", depthwise part by " + producers[static_cast<int>(plan.producer)];
   c.blocks = plan.blocks, c.threads = tile.threads, c.shared_bytes = plan.shared_bytes, c.resident = time.resident, c.waves = time.waves;
   c.registers = 65536 / (tile.threads * tile_blocks(plan.form, static_cast<int>(p.g.kh))) / 8 * 8;

@@ -32,7 +32,7 @@ struct Memory {
 size_t block_bytes(const SeparableForward& p, const SeparablePlan& plan, int64_t chunk) {
   const TileShape t = tile_shape(plan.form);
   const int64_t e = element_bytes(p.dtype), slab = kSlabBytes / e;
-  const int rows = plan.producer == Producer::ring_pixels ? row_ring_bytes(t.threads, t.row_stages, static_cast<int>(p.g.kh), static_cast<int>(p.g.sh), static_cast<int>(e)) : 0;
+  const int rows = plan.producer == Producer::ring_pixels ? row_ring_bytes(march_warps(plan.form), t.row_stages, static_cast<int>(p.g.kh), static_cast<int>(p.g.sh), static_cast<int>(e)) : 0;
   size_t bytes = ceil_div(chunk, slab) * t.pixels * kSlabBytes + ring_bytes(t.weight_stages * t.channels * kSlabBytes, rows, t.resident) + t.pixels * sizeof(int64_t);
   if (p.layout == Layout::contiguous) bytes += t.threads * 16 * sizeof(float);
   if (staged_weights(p, plan.producer))
@@ -52,6 +52,17 @@ Memory choose_chunk(const SeparableForward& p, const SeparablePlan& plan, int64_
     if (chunk < middle) chunk = round_up(ceil_div(middle, ceil_div(middle, chunk)), slab);
   }
   return {chunk, block_bytes(p, plan, chunk)};
+}
+
+// Slots for slabs of depthwise results, two named barriers each, of which a block has sixteen.
+void place_slots(const SeparableForward& p, const Device& device, SeparablePlan& plan) {
+  constexpr int kMostSlots = 7;
+  const TileShape t = tile_shape(plan.form);
+  const int64_t slot = t.pixels * kSlabBytes, warps = march_warps(plan.form), rows = row_ring_bytes(static_cast<int>(warps), t.row_stages, 3, 1, 2);
+  const int64_t rest = weight_steps(p) * t.channels * kStepBytes + rows + 2 * t.pixels * int64_t(sizeof(int64_t)) + t.channels * int64_t(sizeof(float)) + (plan.smooth ? t.threads * kScratchBytes : 0);
+  const int64_t slots = std::min<int64_t>(kMostSlots, (device.shared_per_block - rest) / slot);
+  plan.slots = slots > 1 ? static_cast<int>(slots) : 0;
+  plan.shared_bytes = static_cast<size_t>(rest + slots * slot);
 }
 
 }  // namespace
@@ -115,6 +126,7 @@ void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan, int
   plan.classes_x = ceil_div(plan.step_w, fit);
   plan.group = static_cast<int>(ceil_div(plan.step_w, plan.classes_x));
   plan.columns *= plan.group;
+  plan.tiles = g.n * plan.classes_y * plan.classes_x * plan.tiles_y * plan.tiles_x;
 }
 
 void plan_units(const SeparableForward& p, int threads, SeparablePlan& plan, int unit_rows) {
@@ -136,22 +148,29 @@ SeparablePlan plan_separable_as(const SeparableForward& p, FloatProducts product
   plan.pack = middle * e % 16 != 0 || !aligned(p.pointwise_weight, 16);
   plan.weight_pitch = plan.pack ? round_up(middle, 16 / e) : middle;
   plan.workspace_bytes = plan.pack ? static_cast<size_t>(p.o * plan.weight_pitch * e) : 0;
-  const Memory memory = choose_chunk(p, plan, device.shared_per_block);
+  const bool stays = persistent(choice.form);
+  if (stays && (choice.producer != Producer::ring_pixels || g.kh != 3 || g.sh != 1 || e != 2 || p.o > shape.channels)) return SeparablePlan{};
+  const Memory memory = stays ? Memory{round_up(middle, unit_channels(choice.producer)), 0} : choose_chunk(p, plan, device.shared_per_block);
   if (static_cast<int64_t>(memory.bytes) > device.shared_per_block) return SeparablePlan{};
   place_tiles(p, shape.pixels, plan, choice.columns);
   if (plan.rows == 0) return SeparablePlan{};
   plan.chunk = static_cast<int>(memory.chunk), plan.shared_bytes = memory.bytes;
   plan.split = static_cast<int>(round_up(std::max<int64_t>(ceil_div(p.o, std::max<int64_t>(choice.splits, 1)), 1), shape.channels));
   plan.splits = ceil_div(p.o, plan.split);
-  plan.blocks = g.n * plan.classes_y * plan.classes_x * plan.tiles_y * plan.tiles_x * plan.splits;
-  plan_units(p, shape.threads, plan, choice.unit_rows);
+  plan.blocks = plan.tiles * plan.splits;
+  plan_units(p, march_warps(choice.form) * 32, plan, choice.unit_rows);
+  if (stays) {
+    place_slots(p, device, plan);
+    if (plan.slots == 0) return SeparablePlan{};
+    plan.blocks = std::min<int64_t>(plan.tiles, device.multiprocessors);
+  }
   return plan;
 }
 
 namespace {
 
 TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const Device& device) {
-  static constexpr TileForm kPixelForms[] = {TileForm::pair, TileForm::tall, TileForm::small, TileForm::wide};
+  static constexpr TileForm kPixelForms[] = {TileForm::pair, TileForm::tall, TileForm::small, TileForm::wide, TileForm::persistent, TileForm::persistent_narrow};
   static constexpr int kStridedForms = 3;  // the first of them
   Rates rates;  // an H200's, for as many multiprocessors: only the order of the candidates is asked
   for (double* rate : {&rates.copy, &rates.second_level, &rates.issue, &rates.product}) *rate *= device.multiprocessors / double(Device{}.multiprocessors);

@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include "plan.h"
+#include "widest_vector.h"
 
 namespace fastconv::cuda {
 
@@ -25,7 +26,17 @@ enum class TileForm {
   small,  // 64 x 64, 128 threads, all channels resident: maps with few tiles, and many channels
   slim,   // 64 x 64, 128 threads, channels in chunks where they do not fit: rings that need more registers
   plain,  // 64 x 128, 256 threads, the same: any producer
+  // 64 x 256 or x 128, 512 threads, blocks that stay: one a multiprocessor keeps all pointwise weights, half of its warps march while the others multiply.
+  persistent,
+  persistent_narrow,
 };
+constexpr TileForm kTileForms[] = {TileForm::pair,  TileForm::tall,       TileForm::wide,             TileForm::small, TileForm::slim,
+                                   TileForm::plain, TileForm::persistent, TileForm::persistent_narrow};
+constexpr const char* tile_form_name(TileForm f) {
+  constexpr const char* names[] = {"pair", "tall", "wide", "small", "slim", "plain", "persistent", "persistent_narrow"};
+  return names[static_cast<int>(f)];
+}
+constexpr bool persistent(TileForm f) { return f == TileForm::persistent || f == TileForm::persistent_narrow; }
 struct TileShape {
   int pixels, channels, threads;
   bool resident;
@@ -38,9 +49,13 @@ constexpr TileShape tile_shape(TileForm f) {
     case TileForm::wide: return {128, 128, 512, false, 2, 4};
     case TileForm::small: return {64, 64, 128, true, 3, 5};
     case TileForm::slim: return {64, 64, 128, false, 3, 4};
+    case TileForm::persistent: return {64, 256, 512, true, 0, 5};
+    case TileForm::persistent_narrow: return {64, 128, 512, true, 0, 5};
     default: return {64, 128, 256, false, 3, 0};
   }
 }
+// Warps that compute the depthwise part.
+constexpr int march_warps(TileForm f) { return tile_shape(f).threads / (persistent(f) ? 64 : 32); }
 // Blocks that a multiprocessor should hold: registers are limited to what that leaves.
 constexpr int tile_blocks(TileForm f, int k) {
   switch (f) {
@@ -55,8 +70,8 @@ constexpr int tile_blocks(TileForm f, int k) {
 
 // Where ring_pixels keeps rows of input on their way: for each warp some rows of what four columns read, 64 channels.
 constexpr int ring_columns(int k, int stride) { return 3 * stride + k; }
-constexpr int row_ring_bytes(int threads, int stages, int k, int stride, int element_bytes) {
-  return threads / 32 * stages * ring_columns(k, stride) * 64 * element_bytes;
+constexpr int row_ring_bytes(int warps, int stages, int k, int stride, int element_bytes) {
+  return warps * stages * ring_columns(k, stride) * 64 * element_bytes;
 }
 // Bytes for the stages of weights and for those rows, which share them where a tile is produced before it is multiplied; the stages of weights that are
 // sent for before the rows have passed.
@@ -77,6 +92,8 @@ struct SeparablePlan {
   int split, chunk;
   int64_t unit_vectors;               // of the chunk's channels, one a unit of the march
   int unit_rows, units;               // rows of a unit; units of a chunk
+  int slots;                          // slabs of depthwise results on their way, where blocks are persistent
+  int64_t tiles;                      // of all images
   bool smooth, vectors;               // an activation needs scratch; results are stored in vectors
   bool pack;                          // the pointwise weights need rows of whole 16 bytes
   int64_t weight_pitch;               // elements, of the weights that the kernel reads
@@ -102,6 +119,9 @@ constexpr bool staged_weights(const SeparableForward& p, Producer producer) {
 }
 // Residue classes of the result and their tiles of at most `pixels`, for a plan whose producer is chosen; of so many columns, if any are given.
 void place_tiles(const SeparableForward& p, int pixels, SeparablePlan& plan, int columns = 0);
+
+// Steps of 32 bytes of a row of pointwise weights.
+constexpr int64_t weight_steps(const SeparableForward& p) { return ceil_div(p.g.out_channels() * element_bytes(p.dtype), 32); }
 
 // Channels of a unit of the march: a warp's, or a thread's.
 constexpr int64_t unit_channels(Producer p) { return p == Producer::ring_pixels ? 64 : p == Producer::ring_planes ? 4 : 2; }

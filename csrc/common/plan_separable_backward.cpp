@@ -19,14 +19,13 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
   plan.grad_vectors = p.f.o % 8 == 0 && address(p.grad.data) % 16 == 0 && address(p.pointwise_z.data) % 16 == 0;
 
   place_tiles(p.f, static_cast<int>(kPixels), f);
-  plan.tiles = g.n * f.classes_y * f.classes_x * f.tiles_y * f.tiles_x;
   f.chunk = static_cast<int>(kChannels);
   plan_units(p.f, static_cast<int>(kThreads), f);
 
   // Gradients of a tile: all output channels where they fit beside the rest, two blocks a multiprocessor.
   const bool derive = p.f.depthwise_activation != Activation::identity;
   const int64_t tile = ceil_div(kChannels, slab) * kPixels * kSlabBytes, scratch = f.smooth ? kThreads * 8 * sizeof(float) : 0;
-  const int64_t rows = f.producer == Producer::ring_pixels ? row_ring_bytes(kThreads, kBackwardRowStages, static_cast<int>(g.kh), 1, static_cast<int>(e)) : 0;
+  const int64_t rows = f.producer == Producer::ring_pixels ? row_ring_bytes(kThreads / 32, kBackwardRowStages, static_cast<int>(g.kh), 1, static_cast<int>(e)) : 0;
   const int64_t staged = staged_weights(p.f, f.producer) ? round_up((kChannels + 4) * g.taps() * sizeof(float), 16) : 0;
   const int64_t dz_fixed = (derive ? tile + staged + rows : 0) + kStages * kChannels * kSlabBytes + 2 * kPixels * sizeof(int64_t) + scratch +
                            (p.f.layout == Layout::contiguous ? kThreads * 16 * sizeof(float) : 0);
@@ -39,16 +38,16 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
 
   // A grid that fills any chip, fixed by the shape; channels are split where there are few tiles of pixels, and their gradients loaded again.
   constexpr int64_t kBlocks = 400;
-  const int64_t wanted = std::clamp<int64_t>(kBlocks / plan.tiles, 1, ceil_div(middle, kChannels));
+  const int64_t wanted = std::clamp<int64_t>(kBlocks / f.tiles, 1, ceil_div(middle, kChannels));
   f.split = static_cast<int>(round_up(ceil_div(middle, wanted), kChannels));
   f.splits = ceil_div(middle, f.split);
-  plan.dz_blocks = plan.tiles * f.splits;
+  plan.dz_blocks = f.tiles * f.splits;
 
   plan.row_tiles = ceil_div(p.f.o, kChannels);
   plan.channel_tiles = dweight ? ceil_div(middle, kChannels) : 1;
-  const int64_t splits = std::clamp<int64_t>(kBlocks / (plan.row_tiles * plan.channel_tiles), 1, plan.tiles);
-  plan.split_tiles = ceil_div(plan.tiles, splits);
-  plan.splits = ceil_div(plan.tiles, plan.split_tiles);
+  const int64_t splits = std::clamp<int64_t>(kBlocks / (plan.row_tiles * plan.channel_tiles), 1, f.tiles);
+  plan.split_tiles = ceil_div(f.tiles, splits);
+  plan.splits = ceil_div(f.tiles, plan.split_tiles);
   plan.dweight_blocks = plan.row_tiles * plan.channel_tiles * plan.splits;
   plan.dweight_shared = static_cast<size_t>(2 * tile + kPixels * sizeof(int64_t) + rows + staged + scratch);
   plan.partial_bytes = static_cast<size_t>(plan.splits * p.f.o * ((dweight ? middle : 0) + (dbias ? 1 : 0))) * sizeof(float);

@@ -10,7 +10,7 @@ struct SeparableBackwardPlan {
   SeparablePlan f;      // producer, tiles of 64 pixels, vectors of the gradient dz; its chunk is the 64 channels of a tile
   bool grad_vectors;
   int grad_chunk;
-  int64_t tiles, row_tiles, channel_tiles;   // of pixels; of output channels and depthwise channels
+  int64_t row_tiles, channel_tiles;          // of output channels and depthwise channels
   int64_t split_tiles, splits;               // of pixel tiles, for the weight gradient
   int64_t dz_blocks, dweight_blocks;
   int64_t weight_pitch;                      // elements, of the transposed pointwise weights

@@ -56,13 +56,26 @@ FASTCONV_DEVICE ProductLane product_lane(int first_row, int first_column) {
   }
 }
 
+// How the `columns` operand of tensor cores is kept: in slabs, as above, or in steps: 32 bytes of all its rows, then the next 32, where the summed dimension
+// need not fill slabs. Eight rows of a step are two rows of banks; the second four have their two units exchanged.
+struct InSlabs {
+  static constexpr int kRow = kSlabBytes;
+  FASTCONV_DEVICE static int at_step(int at, int step) { return at ^ step * kStepBytes; }
+};
+template <int Rows>
+struct InSteps {
+  static constexpr int kRow = kStepBytes;
+  FASTCONV_HOST_DEVICE static int offset(int row, int unit) { return row * kStepBytes + ((unit ^ (row >> 2 & 1)) << 4); }
+  FASTCONV_DEVICE static int at_step(int at, int step) { return at + step * (Rows * kStepBytes); }
+};
+
 // acc += rows x columns over 32 bytes of the summed dimension. acc[m][n][2h + i] is row 16m + 8h + g, column fragment_row(8n + 2t + i).
-template <class M, int MT>
+template <class M, class Columns = InSlabs, int MT>
 FASTCONV_DEVICE void multiply_step(float (&acc)[MT][4][4], const unsigned char* rows, const unsigned char* columns, ProductLane at, int step) {
   if constexpr (M::kTensor) {
     uint32_t a[MT][4], b[2][4];
     FASTCONV_UNROLL
-    for (int n = 0; n < 2; ++n) ptx::load_matrices(b[n], columns + (at.columns ^ step * kStepBytes) + n * 16 * kSlabBytes);
+    for (int n = 0; n < 2; ++n) ptx::load_matrices(b[n], columns + Columns::at_step(at.columns, step) + n * 16 * Columns::kRow);
     FASTCONV_UNROLL
     for (int m = 0; m < MT; ++m) ptx::load_matrices(a[m], rows + (at.rows ^ step * kStepBytes) + m * 16 * kSlabBytes);
     if constexpr (M::kRound) {
@@ -97,14 +110,14 @@ FASTCONV_DEVICE void multiply_step(float (&acc)[MT][4][4], const unsigned char* 
   }
 }
 
-template <class M, int MT>
+template <class M, class Columns = InSlabs, int MT>
 FASTCONV_DEVICE void multiply_slab(float (&acc)[MT][4][4], const unsigned char* rows, const unsigned char* columns, ProductLane at, int steps) {
   if (steps == kSteps && M::kTensor) {
     FASTCONV_UNROLL
-    for (int s = 0; s < kSteps; ++s) multiply_step<M>(acc, rows, columns, at, s);
+    for (int s = 0; s < kSteps; ++s) multiply_step<M, Columns>(acc, rows, columns, at, s);
   } else {
     FASTCONV_NO_UNROLL
-    for (int s = 0; s < steps; ++s) multiply_step<M>(acc, rows, columns, at, s);
+    for (int s = 0; s < steps; ++s) multiply_step<M, Columns>(acc, rows, columns, at, s);
   }
 }
 

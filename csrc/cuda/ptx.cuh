@@ -182,6 +182,8 @@ FASTCONV_DEVICE float shuffle_xor(float v, int lanes) { return __shfl_xor_sync(0
 FASTCONV_DEVICE uint32_t shuffle_xor(uint32_t v, int lanes) { return __shfl_xor_sync(0xffffffffu, v, lanes); }
 FASTCONV_DEVICE bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
 FASTCONV_DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Counts as arrived there without waiting; what was written before is seen by those that wait.
+FASTCONV_DEVICE void arrive_at_barrier(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- asynchronous copies into shared memory ----------------------------------------------------------------------------------
 using SharedAddress = uint32_t;

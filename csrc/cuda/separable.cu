@@ -52,6 +52,7 @@ void launch_pack(const PackArgs& p, DType dtype, Stream stream) {
 }
 
 void launch_separable_pixels(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
+  if (persistent(plan.form)) return launch_separable_persistent(p, plan, weight, stream);
   if (p.dtype == DType::bf16) return launch_16bit<MathBf16>(p, plan, weight, stream);
   if (p.dtype == DType::f16) return launch_16bit<MathF16>(p, plan, weight, stream);
   if (plan.products == FloatProducts::tf32) return launch_ring<MathTf32, 3, SlimTile<3>>(p, plan, weight, stream);

@@ -13,7 +13,7 @@ inline SeparableBackwardArgs backward_arguments(const SeparableBackward& p, cons
       ActivationArgs(p.f.depthwise_activation),
       {work.weight, plan.weight_pitch, static_cast<int>(middle), static_cast<int>(plan.weight_pitch * e)},
       p.dz1.data, p.dz1.sn, p.dz1.sc, p.dz1.sh, p.dz1.sw, plan.grad_chunk, work.dweight, work.dbias,
-      static_cast<uint32_t>(plan.tiles), static_cast<uint32_t>(plan.split_tiles), FastDivision(plan.channel_tiles), FastDivision(plan.row_tiles)};
+      static_cast<uint32_t>(plan.f.tiles), static_cast<uint32_t>(plan.split_tiles), FastDivision(plan.channel_tiles), FastDivision(plan.row_tiles)};
 }
 
 template <class M, Layout L, template <class, class> class ProducerOf>

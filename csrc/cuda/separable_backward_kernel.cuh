@@ -95,7 +95,7 @@ FASTCONV_DEVICE void produce_gradient(const SeparableBackwardArgs& a, unsigned c
 
 constexpr int kBackwardPixels = 64, kBackwardChannels = 64, kBackwardThreads = 128, kGradientStages = 3;
 struct BackwardTile {
-  static constexpr int kPixels = kBackwardPixels, kThreads = kBackwardThreads, kRowStages = kBackwardRowStages;
+  static constexpr int kPixels = kBackwardPixels, kThreads = kBackwardThreads, kMarchers = kThreads / 32, kRowStages = kBackwardRowStages;
 };
 
 template <class M, Layout L, template <class, class> class ProducerOf>

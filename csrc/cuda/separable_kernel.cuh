@@ -9,6 +9,7 @@
 // over chunks of channels, and a block with more output channels than a tile recomputes its depthwise part.
 #pragma once
 #include "separable_producers.cuh"
+#include "separable_sums.cuh"
 
 namespace fastconv::cuda {
 
@@ -17,47 +18,10 @@ template <TileForm Form, int K = 0>
 struct SeparableTile {
   static constexpr TileShape kShape = tile_shape(Form);
   static constexpr int kPixels = kShape.pixels, kChannels = kShape.channels, kThreads = kShape.threads, kBlocks = tile_blocks(Form, K);
+  static constexpr int kMarchers = march_warps(Form);
   static constexpr int kWeightStages = kShape.weight_stages, kRowStages = kShape.row_stages;
   static constexpr bool kResident = kShape.resident;
 };
-
-// Eight output channels of a pixel (channels_last).
-template <class M, int Threads>
-FASTCONV_DEVICE void finish_pixel(const SeparableArgs& a, float (&v)[8], int64_t offset, int channel, float* scratch) {
-  using T = typename M::T;
-  constexpr int kPer = kElements<T, 16>;
-  const int count = a.o - channel;
-  if (a.residual) {
-    const T* residual = static_cast<const T*>(a.residual) + offset + channel;
-    FASTCONV_UNROLL
-    for (int i = 0; i < 8; i += kPer) {
-      float r[kPer];
-      if (a.vectors) {
-        unpack<T>(ptx::load<16>(residual + i), r);
-      } else {
-        FASTCONV_UNROLL
-        for (int k = 0; k < kPer; ++k) r[k] = i + k < count ? Element<T>::value(residual[i + k]) : 0.f;
-      }
-      FASTCONV_UNROLL
-      for (int k = 0; k < kPer; ++k) v[i + k] += r[k];
-    }
-  }
-  activate_values<sizeof(T) == 2, Threads>(a.activation, v, scratch);
-  T* out = static_cast<T*>(a.out) + offset + channel;
-  FASTCONV_UNROLL
-  for (int i = 0; i < 8; i += kPer) {
-    float part[kPer];
-    FASTCONV_UNROLL
-    for (int k = 0; k < kPer; ++k) part[k] = v[i + k];
-    if (a.vectors) {
-      ptx::store<16>(out + i, pack<T, 16>(part));
-    } else {
-      FASTCONV_UNROLL
-      for (int k = 0; k < kPer; ++k)
-        if (i + k < count) out[i + k] = Element<T>::element(part[k]);
-    }
-  }
-}
 
 template <class M, Layout L, template <class, class> class ProducerOf, class Tile>
 struct SeparableBlock {
@@ -105,40 +69,25 @@ struct SeparableBlock {
     Producer::produce(a, at, chunk);
   }
 
-  FASTCONV_DEVICE float bias_at(int channel) const {
-    return a.bias && channel < a.o ? Element<T>::value(static_cast<const T*>(a.bias)[channel]) : 0.f;
-  }
   FASTCONV_DEVICE void start_sums(int first_o) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    FASTCONV_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      if (kPixelRows) {
-        const float bias = bias_at(first_o + column + t * 8 + i);
+    if constexpr (kPixelRows) {
+      const int first = first_o + column + static_cast<int>(threadIdx.x) % 4 * 8;
+      start_pixels(acc, [&](int i) { return bias_at<T>(a, first + i); });
+    } else {
+      FASTCONV_UNROLL
+      for (int i = 0; i < 2 * kM; ++i) {
+        const float bias = bias_at<T>(a, first_o + row + i * 8 + static_cast<int>(threadIdx.x) % 32 / 4);
         FASTCONV_UNROLL
-        for (int m = 0; m < 2 * kM; ++m) acc[m / 2][i / 2][m % 2 * 2 + i % 2] = bias;
-      } else if (i < 2 * kM) {
-        const float bias = bias_at(first_o + row + i * 8 + g);
-        FASTCONV_UNROLL
-        for (int n = 0; n < 8; ++n) acc[i / 2 % kM][n / 2][i % 2 * 2 + n % 2] = bias;
+        for (int n = 0; n < 8; ++n) acc[i / 2][n / 2][i % 2 * 2 + n % 2] = bias;
       }
     }
   }
 
   FASTCONV_DEVICE void finish(int first_o) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     if constexpr (kPixelRows) {
-      const int channel = first_o + column + t * 8;
-      if (channel >= at.last_o) return;
-      FASTCONV_UNROLL
-      for (int m = 0; m < 2 * kM; ++m) {
-        const int64_t offset = offsets[row + m * 8 + g];
-        if (offset < 0) continue;
-        float v[8];
-        FASTCONV_UNROLL
-        for (int i = 0; i < 8; ++i) v[i] = acc[m / 2][i / 2][m % 2 * 2 + i % 2];
-        finish_pixel<M, kThreads>(a, v, offset, channel, chunk.scratch);
-      }
+      finish_pixels<M, kThreads>(a, acc, offsets + row, first_o + column, at.last_o, chunk.scratch);
     } else {
+      const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
       // Lanes of a fragment hold neighbouring pixels in eights; a pass through shared memory gives each lane its own pixel, so that a warp's stores
       // are neighbours whatever the alignment of the plane's rows. Row r of the staging is turned by r banks: lane 4g + t writes to bank 8t + g + const.
       float* mine = staging + threadIdx.x / 32 * 512;

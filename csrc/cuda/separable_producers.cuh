@@ -71,36 +71,52 @@ template <class T, int K, int Stride, class Tile>
 struct RingPixels {
   static constexpr int kChannels = 2, kColumns = 4, kInput = ring_columns(K, Stride), kBytes = kChannels * sizeof(T);
   static constexpr bool kStaged = K > 3;  // nine weights of two channels stay in registers, more wait in shared memory
-  static constexpr int kWarps = Tile::kThreads / 32, kStages = Tile::kRowStages, kPixel = 32 * kBytes, kRow = kInput * kPixel, kPixels = Tile::kPixels;
-  static constexpr int kRowBytes = row_ring_bytes(Tile::kThreads, kStages, K, Stride, sizeof(T));
+  static constexpr int kWarps = Tile::kMarchers, kStages = Tile::kRowStages, kPixel = 32 * kBytes, kRow = kInput * kPixel, kPixels = Tile::kPixels;
+  static constexpr int kRowBytes = row_ring_bytes(kWarps, kStages, K, Stride, sizeof(T));
   static_assert(kRowBytes == kWarps * kStages * kRow);
 
   // A warp's unit of work: first channel in the chunk, first column and row of the tile.
   struct Unit {
     int channel, column, row, rows;
   };
-  // Neighbouring warps have neighbouring columns, which share the columns between them.
-  FASTCONV_DEVICE static Unit unit_at(const SeparableArgs& a, int index) {
-    uint32_t vector, group;
-    const int strip = static_cast<int>(a.by_vectors.divide(a.by_units_x.divide(static_cast<uint32_t>(index), &group), &vector)), row = strip * a.unit_rows;
-    return {static_cast<int>(vector) * (32 * kChannels), static_cast<int>(group) * kColumns, row, a.rows - row < a.unit_rows ? a.rows - row : a.unit_rows};
+  FASTCONV_DEVICE static Unit unit_of(const SeparableArgs& a, int channel, uint32_t column_group, uint32_t strip) {
+    const int row = static_cast<int>(strip) * a.unit_rows;
+    return {channel, static_cast<int>(column_group) * kColumns, row, a.rows - row < a.unit_rows ? a.rows - row : a.unit_rows};
   }
 
+  // The units of a tile's chunk. Neighbouring warps have neighbouring columns, which share the columns between them.
+  struct TileUnits {
+    const SeparableArgs& a;
+    const TileAt& tile;
+    int first_channel;
+
+    FASTCONV_DEVICE int count() const { return a.units; }
+    FASTCONV_DEVICE Unit unit(int index) const {
+      uint32_t vector, group;
+      const uint32_t strip = a.by_vectors.divide(a.by_units_x.divide(static_cast<uint32_t>(index), &group), &vector);
+      return unit_of(a, static_cast<int>(vector) * (32 * kChannels), group, strip);
+    }
+    // Where a unit lies: its tile and first channel of the map.
+    FASTCONV_DEVICE const TileAt& at(int) const { return tile; }
+    FASTCONV_DEVICE int channel(const Unit& u) const { return first_channel + u.channel; }
+  };
+
   // The copies of a warp's rows, unit after unit: a lane copies 16 bytes of every kAcross-th column.
+  template <class Units>
   struct Feed {
     static constexpr int kPieces = kPixel / 16, kAcross = 32 / kPieces, kCopies = (kInput + kAcross - 1) / kAcross;
 
     const SeparableArgs& a;
-    const TileAt& at;
+    const Units& units;
     const unsigned char* from;
     ptx::SharedAddress to;
     int64_t row_bytes;
     uint32_t step, end[kCopies];  // rows of the map that exist in the lane's columns
-    int first, unit, rows, y;
+    int unit, rows, y;
     bool last_copy;  // whether the lane takes part in it
 
-    FASTCONV_DEVICE Feed(const SeparableArgs& args, const TileAt& tile_at, const Chunk& chunk, ptx::SharedAddress ring)
-        : a(args), at(tile_at), row_bytes(a.dh * a.xh * static_cast<int64_t>(sizeof(T))), first(chunk.first), unit(threadIdx.x / 32) {
+    FASTCONV_DEVICE Feed(const SeparableArgs& args, const Units& all, int first_unit, ptx::SharedAddress ring)
+        : a(args), units(all), row_bytes(a.dh * a.xh * static_cast<int64_t>(sizeof(T))), unit(first_unit) {
       const int lane = threadIdx.x % 32;
       to = ring + lane * 16;
       step = static_cast<uint32_t>(a.dw * a.xw * static_cast<int64_t>(sizeof(T)) * kAcross);
@@ -109,9 +125,11 @@ struct RingPixels {
     }
 
     FASTCONV_DEVICE void begin() {
-      const bool more = unit < a.units;
-      const Unit u = unit_at(a, more ? unit : 0);
-      const int lane = threadIdx.x % 32, c = first + u.channel + lane % kPieces * kElements<T, 16>;
+      const bool more = unit < units.count();
+      const int index = more ? unit : 0;
+      const Unit u = units.unit(index);
+      const TileAt& at = units.at(index);
+      const int lane = threadIdx.x % 32, c = units.channel(u) + lane % kPieces * kElements<T, 16>;
       const int left = column_at(a, at, u.column).x * Stride - a.pl + lane / kPieces * a.dw;
       FASTCONV_UNROLL
       for (int i = 0; i < kCopies; ++i) {
@@ -122,6 +140,11 @@ struct RingPixels {
       // Beyond the last unit the copies go on and bring nothing.
       rows = more ? (u.rows - 1) * Stride + K : 0x7fffffff;
       from = reinterpret_cast<const unsigned char*>(static_cast<const T*>(a.x) + at.n * a.xn + y * a.xh + left * a.xw + c);
+    }
+
+    FASTCONV_DEVICE void start() {
+      FASTCONV_UNROLL
+      for (int s = 0; s < kStages - 1; ++s) fetch(s * kRow);
     }
 
     FASTCONV_DEVICE void fetch(int slot) {
@@ -144,19 +167,23 @@ struct RingPixels {
   };
 
   FASTCONV_DEVICE static void produce(const SeparableArgs& a, const TileAt& at, const Chunk& chunk) {
-    const ptx::SharedAddress ring = ptx::shared_address(chunk.rows) + threadIdx.x / 32 * (kStages * kRow);
-    Feed feed(a, at, chunk, ring);
-    FASTCONV_UNROLL
-    for (int s = 0; s < kStages - 1; ++s) feed.fetch(s * kRow);
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const TileUnits units{a, at, chunk.first};
+    const ptx::SharedAddress ring = warp_ring(chunk, warp);
+    Feed<TileUnits> feed(a, units, warp, ring);
+    feed.start();
     if (kStaged) stage_weights<T, K * K, Tile::kThreads>(a, chunk);
-    const ptx::SharedAddress mine = ring + threadIdx.x % 32 * kBytes;
     Slots slots;
     FASTCONV_NO_UNROLL
-    for (int u = threadIdx.x / 32; u < a.units; u += kWarps) march(a, chunk, unit_at(a, u), feed, mine, slots);
+    for (int u = warp; u < a.units; u += kWarps) march(a, chunk, units.unit(u), feed, ring, slots);
     ptx::wait_copies<0>();
   }
 
-  FASTCONV_DEVICE static void march(const SeparableArgs& a, const Chunk& chunk, const Unit& u, Feed& feed, ptx::SharedAddress mine, Slots& slots) {
+  FASTCONV_DEVICE static ptx::SharedAddress warp_ring(const Chunk& chunk, int warp) { return ptx::shared_address(chunk.rows) + warp * (kStages * kRow); }
+
+  template <class Units>
+  FASTCONV_DEVICE static void march(const SeparableArgs& a, const Chunk& chunk, const Unit& u, Feed<Units>& feed, ptx::SharedAddress ring, Slots& slots) {
+    const ptx::SharedAddress mine = ring + threadIdx.x % 32 * kBytes;
     const int channel = u.channel + static_cast<int>(threadIdx.x) % 32 * kChannels, c = chunk.first + channel;
     // Pixel p = 4i + q of the tile is kept at (unit ^ q), with bit 2 flipped where i is odd. Tiles start at a multiple of 512 bytes, so an address is put
     // together by one logical instruction.

@@ -36,6 +36,8 @@ void run(const char* name, Dim3 grid, Dim3 block, size_t shared_bytes, void (*en
 // Block-wide and partial barriers; sync_warp joins the lanes of `mask`.
 void sync_threads();
 void named_barrier(int id, int threads);
+// Counts as arrived there without waiting.
+void arrive_at_barrier(int id, int threads);
 void sync_warp(uint32_t mask = 0xffffffffu);
 
 // Every lane of `mask` brings `operands`; the last to come computes for all of them. `what` names the operation: lanes that meet under

@@ -52,7 +52,6 @@ Activation Case::activation(const std::string& key) const {
   throw std::runtime_error("activation " + s);
 }
 
-int64_t element_bytes(DType t) { return t == DType::f64 ? 8 : t == DType::f32 ? 4 : 2; }
 double element_to_double(DType t, const void* p) {
   if (t == DType::f64) return *static_cast<const double*>(p);
   if (t == DType::f32) return *static_cast<const float*>(p);

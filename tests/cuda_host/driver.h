@@ -9,11 +9,13 @@
 #include <vector>
 
 #include "common/params.h"
+#include "common/widest_vector.h"
 
 namespace driver {
 
 using fastconv::Activation;
 using fastconv::DType;
+using fastconv::element_bytes;
 using fastconv::Layout;
 
 class Case {
@@ -30,7 +32,6 @@ class Case {
   std::map<std::string, std::string> words_;
 };
 
-int64_t element_bytes(DType);
 double element_to_double(DType, const void*);
 void double_to_element(DType, double, void*);
 double rounded(DType, double);

@@ -3,6 +3,7 @@
 // library) and is held against a shadow of each byte: who wrote it last, who read it since, was it ever written, is a copy in flight.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <vector>
 
@@ -109,16 +110,24 @@ void join_block() { ++generation; }
 
 void join(const int* threads, int count) {
   if (!watch) return;
-  std::vector<uint16_t> most(threads_now, 0);
-  for (int i = 0; i < count; ++i) {
-    const uint16_t* c = clock_of(threads[i]);
-    for (int t = 0; t < threads_now; ++t) most[t] = c[t] > most[t] ? c[t] : most[t];
-  }
-  for (int i = 0; i < count; ++i) {
-    uint16_t* c = clock_of(threads[i]);
-    std::copy(most.begin(), most.end(), c);
-    ++c[threads[i]];
-  }
+  Meeting meeting;
+  for (int i = 0; i < count; ++i) bring(meeting, threads[i]);
+  for (int i = 0; i < count; ++i) learn(meeting, threads[i]);
+}
+
+void bring(Meeting& meeting, int thread) {
+  if (!watch) return;
+  // What was known in an older generation is known to all.
+  if (meeting.generation != generation) meeting.generation = generation, meeting.known.assign(threads_now, 0);
+  uint16_t* c = clock_of(thread);
+  for (int t = 0; t < threads_now; ++t) meeting.known[t] = std::max(meeting.known[t], c[t]);
+  ++c[thread];
+}
+
+void learn(const Meeting& meeting, int thread) {
+  if (!watch || meeting.generation != generation) return;
+  uint16_t* c = clock_of(thread);
+  for (int t = 0; t < threads_now; ++t) c[t] = std::max(c[t], meeting.known[t]);
 }
 
 void access(const void* p, int bytes, bool write) {

@@ -214,6 +214,41 @@ FASTCONV_KERNEL(64, 1) named_barrier_too_narrow(const float* in, float* out) {
   out[t] = a[kThreads - 1 - t];
 }
 
+// A warp hands values to another, which waits for it, and is told before it has written them.
+template <bool Bug>
+FASTCONV_KERNEL(64, 1) handed_over_too_early(const float* in, float* out) {
+  SharedCarver shared;
+  float* a = shared.take<float>(kThreads);
+  const int t = threadIdx.x;
+  if (t < 32) {
+    if (Bug) ptx::arrive_at_barrier(1, kThreads);
+    a[t] = in[t], a[t + 32] = in[t + 32];
+    if (!Bug) ptx::arrive_at_barrier(1, kThreads);
+  } else {
+    ptx::named_barrier(1, kThreads);
+    out[t] = a[kThreads - 1 - t], out[t - 32] = a[kThreads - 1 - t + 32];
+  }
+}
+
+// The same in two halves through one place, which the second half may overwrite once the first has been read.
+template <bool Bug>
+FASTCONV_KERNEL(64, 1) place_not_released(const float* in, float* out) {
+  SharedCarver shared;
+  float* a = shared.take<float>(32);
+  const int t = threadIdx.x, lane = t % 32;
+  for (int half = 0; half < 2; ++half) {
+    if (t < 32) {
+      if (half && !Bug) ptx::named_barrier(2, kThreads);
+      a[lane] = in[half * 32 + lane];
+      ptx::arrive_at_barrier(1, kThreads);
+    } else {
+      ptx::named_barrier(1, kThreads);
+      out[kThreads - 1 - half * 32 - lane] = a[lane];
+      if (!half && !Bug) ptx::arrive_at_barrier(2, kThreads);
+    }
+  }
+}
+
 template <bool Bug>
 FASTCONV_KERNEL(64, 1) misaligned_load(const float* in, float* out) {
   const int t = threadIdx.x;
@@ -254,7 +289,7 @@ const Plant plants[] = {
     PLANT(copy_never_awaited),    PLANT(write_over_copy_in_flight), PLANT(halo_off_by_one),      PLANT(copy_past_the_end),    PLANT(shared_overrun),
     PLANT(shared_overcommit),     PLANT(uninitialised_read),        PLANT(divergent_barrier),    PLANT(early_exit_before_barrier),
     PLANT(divergent_collective),  PLANT(wrong_named_barrier),       PLANT(named_barrier_too_narrow), PLANT(misaligned_load), PLANT(misaligned_matrix_row),
-    PLANT(output_left_unwritten)};
+    PLANT(output_left_unwritten), PLANT(handed_over_too_early), PLANT(place_not_released)};
 
 int run(const Plant& plant, bool bug) {
   float *in = nullptr, *out = nullptr;

@@ -143,6 +143,7 @@ inline bool any_lane(bool v) {
   return v;
 }
 inline void named_barrier(int id, int threads) { cuda_host::named_barrier(id, threads); }
+inline void arrive_at_barrier(int id, int threads) { cuda_host::arrive_at_barrier(id, threads); }
 
 // ---- asynchronous copies into shared memory ----------------------------------------------------------------------------------
 using SharedAddress = uintptr_t;

@@ -90,7 +90,9 @@ struct Rendezvous {
 
 struct Barrier {
   int expected = 0;
+  std::vector<int> arrived;
   std::vector<Fiber*> waiting;
+  memory::Meeting meeting;
 };
 
 struct Block {
@@ -210,7 +212,7 @@ void prepare(Fiber& f) {
 void run_block(Dim3 at, Dim3 grid, Dim3 dim) {
   block.unfinished = block.threads;
   block.ready.clear();
-  for (Barrier& b : block.barriers) b.waiting.clear();
+  for (Barrier& b : block.barriers) b = {};
   for (auto& w : block.warps) w.clear();
   memory::begin_block(block.threads);
   for (int i = 0; i < block.threads; ++i) {
@@ -221,6 +223,8 @@ void run_block(Dim3 at, Dim3 grid, Dim3 dim) {
     block.ready.push_back(&f);
   }
   enter(&block.main_sp, &block.main_fake_stack, draw_ready());
+  for (int i = 0; i < kBarriers; ++i)
+    if (!block.barriers[i].arrived.empty()) fail("the block ends with %zu of %d threads at barrier %d", block.barriers[i].arrived.size(), block.barriers[i].expected, i);
 }
 
 void deliver(const std::vector<Copy>& copies) {
@@ -328,21 +332,30 @@ void sync_threads() {
   b.waiting.clear();
 }
 
-void named_barrier(int id, int threads) {
+namespace {
+
+void come_to_barrier(int id, int threads, bool waits) {
   maybe_preempt(options.preempt_call);
   if (id < 0 || id >= kBarriers || threads % 32) fail("barrier %d for %d threads", id, threads);
   Barrier& b = block.barriers[id];
-  if (b.waiting.empty()) b.expected = threads;
+  if (b.arrived.empty()) b.expected = threads;
   if (b.expected != threads) fail("barrier %d expects %d threads and %d at once", id, b.expected, threads);
-  b.waiting.push_back(running);
-  if (static_cast<int>(b.waiting.size()) < threads) return wait_for("a named barrier");
-  std::vector<int> met;
-  for (Fiber* f : b.waiting) met.push_back(f->index);
-  memory::join(met.data(), static_cast<int>(met.size()));
-  for (Fiber* f : b.waiting)
+  if (std::find(b.arrived.begin(), b.arrived.end(), running->index) != b.arrived.end()) fail("a thread comes to barrier %d again before the others have", id);
+  b.arrived.push_back(running->index);
+  memory::bring(b.meeting, running->index);
+  if (waits) b.waiting.push_back(running);
+  if (static_cast<int>(b.arrived.size()) < threads) return waits ? wait_for("a named barrier") : void();
+  for (Fiber* f : b.waiting) {
+    memory::learn(b.meeting, f->index);
     if (f != running) wake(f);
-  b.waiting.clear();
+  }
+  b = {};
 }
+
+}  // namespace
+
+void named_barrier(int id, int threads) { come_to_barrier(id, threads, true); }
+void arrive_at_barrier(int id, int threads) { come_to_barrier(id, threads, false); }
 
 void collective(const char* what, uint32_t mask, void* operands, Compute compute) {
   maybe_preempt(options.preempt_call);

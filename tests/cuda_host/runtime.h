@@ -1,5 +1,7 @@
 // Inside the host runtime: what its parts share. Kernels and drivers see cuda_host.h only.
 #pragma once
+#include <vector>
+
 #include "cuda_host.h"
 
 namespace cuda_host {
@@ -32,6 +34,13 @@ void* take(size_t physical, size_t bytes);
 void join_block();
 // The given threads have met.
 void join(const int* threads, int count);
+// What is ordered before a meeting: threads bring what they know and go on in a time of their own; those that wait for it learn what all brought.
+struct Meeting {
+  uint64_t generation = 0;
+  std::vector<uint16_t> known;
+};
+void bring(Meeting& meeting, int thread);
+void learn(const Meeting& meeting, int thread);
 void access(const void* p, int bytes, bool write);
 void begin_flight(void* p, int bytes);
 void end_flight(void* p, int bytes);

@@ -20,10 +20,9 @@ inline fastconv::cuda::Device device_of(const Case& c) {
 }
 
 constexpr const char* kProducers[] = {"pixels", "planes", "taps"};
-constexpr const char* kForms[] = {"pair", "tall", "wide", "small", "slim", "plain"};
 
 inline std::string form_name(const fastconv::cuda::SeparablePlan& p) {
-  return std::string(kProducers[static_cast<int>(p.producer)]) + "_" + kForms[static_cast<int>(p.form)];
+  return std::string(kProducers[static_cast<int>(p.producer)]) + "_" + fastconv::cuda::tile_form_name(p.form);
 }
 
 // The planner's own choice, or what the case asks for by `form`, `columns`, `unit_rows`, `splits`.
@@ -31,7 +30,7 @@ inline fastconv::cuda::SeparablePlan plan_of(const Case& c, const fastconv::Sepa
   using namespace fastconv::cuda;
   const std::string form = c.word("form", "");
   if (form.empty()) return plan_separable(p, products, device_of(c));
-  for (const TileForm f : {TileForm::pair, TileForm::tall, TileForm::wide, TileForm::small, TileForm::slim, TileForm::plain}) {
+  for (const TileForm f : kTileForms) {
     const TileChoice choice{choose_producer(p), f, static_cast<int>(c.number("columns", 0)), static_cast<int>(c.number("unit_rows", 0)), c.number("splits", 1)};
     const SeparablePlan plan = plan_separable_as(p, products, device_of(c), choice);
     if (plan.blocks && form_name(plan) == form) return plan;
