@@ -89,7 +89,8 @@ std::vector<Cost> cost_depthwise(const DepthwiseForward& p, const Device& device
       const double columns = depthwise_columns(k), rows = plan.strips.rows;
       c.tile = text("channels x ", depthwise_channels(k)) + text("columns a thread, strips of ", depthwise_columns(k)) + text("rows", plan.strips.rows);
       c.second_level_bytes = e * (in * (columns + k - 1) / columns * (rows + k - 1) / rows + out);
-      c.instructions = out * compiled("depthwise_pixels", k).instructions;
+      // The rows above a strip are marched through as the others are.
+      c.instructions = out * (rows + k - 1) / rows * compiled("depthwise_pixels", k).instructions;
       in_flight = double(kDepthwiseStages - 1) * columns * depthwise_channels(k) * e * plan.threads;
       break;
     }

@@ -16,17 +16,22 @@ RowPlan plan_rows(int64_t n, int64_t planes, int64_t rows, int64_t row, int64_t 
   return p;
 }
 
-StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t dh, int64_t dw, int columns, int halo_rows, const Device& device) {
+StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t dh, int64_t dw, int columns, int halo_rows, int resident, const Device& device) {
   StripPlan p;
   p.h = h, p.w = w, p.dh = dh, p.dw = dw, p.columns = columns, p.vectors = vectors;
   p.column_classes = std::min(dw, w), p.row_classes = std::min(dh, h);
   p.groups = ceil_div(ceil_div(w, dw), columns);
   const int64_t class_rows = ceil_div(h, dh);
-  // Long strips read their halo rows less often; short ones give every multiprocessor enough threads to hide latency.
-  const int64_t wanted_threads = int64_t(device.multiprocessors) * 1024, across = n * p.column_classes * p.row_classes * p.groups * vectors;
-  const int64_t longest = 32, shortest = std::min<int64_t>(class_rows, 4 * std::max(halo_rows, 1));
-  const int64_t rows = std::clamp<int64_t>(class_rows * across / wanted_threads, std::min(shortest, longest), longest);
-  p.strips = ceil_div(class_rows, rows);
+  // Long strips march through their halo rows less often; short ones fill the chip. A thread takes a row's time for each of its rows, for each row of its halo,
+  // and about two to begin; threads beyond those that keep the schedulers busy take turns.
+  constexpr int64_t kLongest = 32, kBusyThreads = 512, kBeginning = 2;
+  const int64_t across = n * p.column_classes * p.row_classes * p.groups * vectors, at_a_time = device.multiprocessors * std::min<int64_t>(resident, kBusyThreads);
+  int64_t least = 0;
+  for (int64_t rows = 1; rows <= std::min(class_rows, kLongest); ++rows) {
+    const int64_t strips = ceil_div(class_rows, rows);
+    const int64_t time = std::max<int64_t>(ceil_div(across * strips, at_a_time), 1) * (rows + halo_rows + kBeginning);
+    if (rows == 1 || time <= least) least = time, p.strips = strips;
+  }
   p.rows = static_cast<int>(ceil_div(class_rows, p.strips));
   p.total = across * p.strips;
   return p;
@@ -102,7 +107,7 @@ PoolPlan plan_pool(const PoolGeometry& g, DType dtype, Layout layout, Extent e, 
   plan.form = strips ? PoolForm::pixels : PoolForm::windows;
   plan.threads = strips ? 128 : 256;
   plan.rows = plan_rows(g.n, pixels ? 1 : g.c, e.h, e.w * (pixels ? g.c : 1), pixels ? g.c : 1, element_bytes(dtype));
-  if (strips) plan.strips = plan_strips(g.n, vectors, e.h, e.w, g.dh, g.dw, columns, static_cast<int>(g.kh - 1), device);
+  if (strips) plan.strips = plan_strips(g.n, vectors, e.h, e.w, g.dh, g.dw, columns, static_cast<int>(g.kh - 1), 3 * plan.threads, device);
   return plan;
 }
 

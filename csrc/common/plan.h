@@ -32,7 +32,8 @@ struct StripPlan {
   int columns, rows;
   int64_t vectors, groups, column_classes, strips, row_classes, total;
 };
-StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t dh, int64_t dw, int columns, int halo_rows, const Device& device);
+// `resident`: threads that a multiprocessor holds.
+StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t dh, int64_t dw, int columns, int halo_rows, int resident, const Device& device);
 
 // Contiguous planes in bands staged in shared memory: items of `rows` rows of a residue class by `columns` columns, `lanes` threads each.
 struct BandPlan {

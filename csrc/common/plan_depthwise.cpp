@@ -22,8 +22,8 @@ DepthwisePlan plan_among(const DepthwiseForward& p, const std::string& only, con
   if (may(DepthwiseForm::pixels) && special && pixels &&
       g.c % depthwise_channels(k) == 0 && widest_vector(address(p.x.data), address(p.out.data)) >= depthwise_channels(k) * e) {
     plan.form = DepthwiseForm::pixels;
-    plan.strips = plan_strips(g.n, g.c / depthwise_channels(k), g.oh, g.ow, g.dh, g.dw, depthwise_columns(k), k - 1, device);
     plan.threads = 128;
+    plan.strips = plan_strips(g.n, g.c / depthwise_channels(k), g.oh, g.ow, g.dh, g.dw, depthwise_columns(k), k - 1, depthwise_blocks(k) * plan.threads, device);
     plan.blocks = ceil_div(plan.strips.total, plan.threads);
     plan.shared_bytes = static_cast<size_t>(kDepthwiseStages * (depthwise_columns(k) + k - 1) * depthwise_channels(k) * e * plan.threads);
     return plan;
@@ -123,7 +123,7 @@ DepthwiseBackwardPlan plan_depthwise_backward(const DepthwiseBackward& p, bool w
       (k != 7 || !wants_dx || by_forward())) {
     plan.form = k == 7 ? DepthwiseBackwardForm::pixels_twice : DepthwiseBackwardForm::pixels;
     plan.threads = 128;
-    plan.strips = plan_strips(g.n, g.c / vector, rows.size, columns.size, g.dh, g.dw, depthwise_backward_columns(k), k - 1, device);
+    plan.strips = plan_strips(g.n, g.c / vector, rows.size, columns.size, g.dh, g.dw, depthwise_backward_columns(k), k - 1, 2 * plan.threads, device);
     plan.slots = plan_slots(plan.strips, g.c / vector, plan.threads, device);
     plan.blocks = plan.slots.slices * plan.slots.splits, plan.splits = plan.slots.splits;
     const int64_t ring = kDepthwiseStages * (2 * depthwise_backward_columns(k) + k - 1) * vector * e * plan.threads;

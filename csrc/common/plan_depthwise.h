@@ -8,6 +8,7 @@ namespace fastconv::cuda {
 constexpr bool depthwise_special(int64_t kh, int64_t kw) { return kh == kw && (kh == 3 || kh == 5 || kh == 7); }
 constexpr int depthwise_channels(int k) { return k == 7 ? 2 : 4; }  // channels_last
 constexpr int depthwise_columns(int k) { return k == 5 ? 2 : 4; }
+constexpr int depthwise_blocks(int k) { return k == 3 ? 4 : 2; }  // of 128 threads that a multiprocessor holds
 constexpr int kDepthwiseStages = 4;  // rows of the ring: one in use, the others on their way
 constexpr int depthwise_band_columns(int k) { return k == 3 ? 4 : 2; }  // contiguous
 

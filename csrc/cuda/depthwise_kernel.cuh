@@ -24,11 +24,8 @@ struct DepthwiseArgs {
   bool turned;         // the kernel is to be turned round
 };
 
-// Blocks of 128 threads that a multiprocessor should hold.
-constexpr int depthwise_pixel_blocks(int k) { return k == 3 ? 4 : 2; }
-
 template <class T, int K, Form F>
-FASTCONV_KERNEL(128, depthwise_pixel_blocks(K)) depthwise_pixels(DepthwiseArgs a, Strips strips) {
+FASTCONV_KERNEL(128, depthwise_blocks(K)) depthwise_pixels(DepthwiseArgs a, Strips strips) {
   constexpr int C = depthwise_channels(K), Q = depthwise_columns(K), kColumns = Q + K - 1, kBytes = C * sizeof(T);
   constexpr int kThreads = 128, kStages = kDepthwiseStages, kSlot = kBytes * kThreads;
   SharedCarver shared;
