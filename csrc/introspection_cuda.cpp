@@ -139,6 +139,13 @@ void bind_cuda_plans(py::module_& m) {
         return out;
       },
       "What the cost model takes the compiled kernels to need at most: (kernel, K, instructions an element or 0, registers).");
+  m.def(
+      "cuda_tile",
+      [](int form, int kernel) {
+        const auto f = static_cast<cuda::TileForm>(form);
+        return py::make_tuple(cuda::tile_shape(f).threads, cuda::tile_blocks(f, kernel));
+      },
+      py::arg("form"), py::arg("kernel"), "A tile of the fused kernels by its number: (threads, blocks that plans count on for a multiprocessor).");
 }
 
 }  // namespace fastconv

@@ -164,7 +164,7 @@ def read(cubin: Path) -> dict[str, Kernel]:
         # Trailing NOPs and the branch to itself that fill up a function are no loop.
         kernel.loops = [loop for loop in _loops(kernel.instructions) if len(loop.instructions) > 1]
         # Enumerators among the template arguments are printed as casts.
-        short = re.sub(r"^void ", "", re.sub(r"\([\w:]+\)(?=\d)", "", readable[mangled]))
+        short = re.sub(r"^void ", "", re.sub(r"\([\w:]+\)(?=\d)", "", readable[mangled]).replace("(anonymous namespace)::", ""))
         kernel.name = re.sub(r"\(.*", "", short).replace("fastconv::cuda::", "")
         out[kernel.name] = kernel
     return out

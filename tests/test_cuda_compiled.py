@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import sass
 
+from fastconv import _C
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "cuda_compiled"
 ARCHITECTURES = (80, 90)
@@ -177,3 +179,45 @@ def test_instructions(source: str, architecture: int):
             if absent:
                 missing[name] = absent
     assert not too_many and not missing, f"instructions an element: {too_many}; absent: {missing}"
+
+
+# Registers of a multiprocessor, dealt out to warps in eights a thread.
+REGISTERS = 65536
+# The system's share of each block's shared memory; kernels ask for theirs at launch, and have no other.
+RESERVED = 1024
+# Launched around the kernels whose costs are counted, and not counted themselves.
+UNCOUNTED = ("gate_elements",)
+
+
+def assumption(name: str) -> tuple[float, int] | None:
+    """(instructions an element or 0, registers) that the cost model takes a depthwise kernel to need at most."""
+    kernel, size = re.fullmatch(r"(\w+)<\w+(?:, (\d+))?.*>", name).groups()
+    assumed = {(kernel, size): (instructions, registers) for kernel, size, instructions, registers in _C.cuda_compiled()}
+    return assumed.get((kernel, int(size or 0))) or assumed.get((kernel, 0))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", ("depthwise", "depthwise_backward"))
+def test_depthwise_kernels_need_no_more_than_the_cost_model_assumes(source: str, architecture: int):
+    wrong = {}
+    for name, kernel in kernels(source, architecture).items():
+        if name.split("<")[0] in UNCOUNTED:
+            continue
+        assumed = assumption(name)
+        assert assumed is not None, f"the cost model has no figures for {name}"
+        counted = [loop.instructions(kernel) for loop in LOOPS[source] if re.fullmatch(loop.kernels, name)]
+        if kernel.registers > assumed[1] or kernel.shared > RESERVED or (assumed[0] and max(counted, default=0) > assumed[0]):
+            wrong[name] = (kernel.registers, kernel.shared, counted, assumed)
+    assert not wrong, f"(registers, shared, instructions, (instructions, registers) assumed): {wrong}"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", ("separable", "separable_planes", "separable_taps"))
+def test_as_many_blocks_fit_as_the_tile_promises(source: str, architecture: int):
+    """The plan divides shared memory among so many blocks; registers must let them in."""
+    forward = {name: k for name, k in kernels(source, architecture).items() if name.startswith("separable_forward<")}
+    assert forward
+    for name, kernel in forward.items():
+        threads, blocks = _C.cuda_tile(*map(int, re.search(r"SeparableTile<(\d+), (\d+)>", name).groups()))
+        fit = REGISTERS // (-(-kernel.registers // 8) * 8 * threads)
+        assert fit >= blocks and kernel.shared <= RESERVED, f"{name}: {kernel.registers} registers let in {fit} of {blocks} blocks; {kernel.shared} bytes of shared memory"
