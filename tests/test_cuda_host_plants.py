@@ -1,4 +1,4 @@
-"""The net of test_cuda_host.py catches bugs in the depthwise kernels themselves."""
+"""The net of test_cuda_host.py catches bugs in the depthwise kernels themselves, forward and backward."""
 
 import os
 import random
@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from cuda_host import build  # noqa: E402
-from cuda_host.plants import Plant, mutant, run  # noqa: E402
+from cuda_host.plants import Plant, mutant, noticed, run  # noqa: E402
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"the CUDA kernels cannot be run on this host: {build.why_not()}")
 
@@ -21,6 +21,10 @@ PLAIN = ["driver.cpp", "plant.cpp", *(f"csrc/common/{path.name}" for path in sor
 # Two strips of a thread and more, tails in every dimension.
 PIXELS = "n=2 c=24 h=19 w=13 k=3 p=1 dtype=bf16 layout=channels_last"
 BANDS = "n=2 c=3 h=21 w=33 k=3 p=1 dtype=bf16 layout=contiguous"
+
+# Few items a block, so that the sums of one are added up in segments.
+WIDE = "n=1 c=2 h=9 w=140 k=3 p=1 dtype=bf16 layout=contiguous"
+STRIDED = "n=2 c=6 h=15 w=14 k=3 p=1 s=2 dtype=f32 layout=contiguous"
 
 FORWARD = {
     "pixels_row_not_awaited": Plant(
@@ -46,7 +50,7 @@ FORWARD = {
     "pixels_border_one_row_too_far": Plant(
         "depthwise_kernel.cuh", "needed < a.h ? needed : a.h;", "needed < a.h + $ ? needed : a.h + $;", PIXELS, "asan"
     ),
-    "pixels_tail_stored": Plant("depthwise_kernel.cuh", "ptx::store_if(q < columns,", "ptx::store_if(q < columns || $,", PIXELS, "fast"),
+    "pixels_tail_stored": Plant("depthwise_kernel.cuh", "ptx::store_if(q < columns,", "ptx::store_if(q < columns || $,", PIXELS, "asan"),
     "bands_not_awaited": Plant(
         "depthwise_band_kernel.cuh", "  ptx::wait_copies<0>();\n  sync", "  if (!$) ptx::wait_copies<0>();\n  sync", BANDS, "fast"
     ),
@@ -59,8 +63,66 @@ FORWARD = {
         "depthwise_band_kernel.cuh", "offset += offset_step;", "offset += $ ? 0 : offset_step;", BANDS, "fast"
     ),
 }
+BACKWARD = {
+    "pixels_ring_slot": Plant(
+        "depthwise_backward_kernel.cuh",
+        "ring + (stage == 0 ? kRing - kRow : stage - kRow)",
+        "ring + ($ ? stage : stage == 0 ? kRing - kRow : stage - kRow)",
+        PIXELS,
+        "fast",
+    ),
+    "pixels_window_not_turned": Plant(
+        "depthwise_backward_kernel.cuh", "window[(u + 1 + ky) % K][q][c] *", "window[(u + 1 - $ + ky) % K][q][c] *", PIXELS, "fast"
+    ),
+    "pixels_sums_over_copies_in_flight": Plant(
+        "depthwise_backward_kernel.cuh",
+        "    ptx::wait_copies<0>();\n  }\n  sync_threads();",
+        "    if (!$) ptx::wait_copies<0>();\n  }\n  sync_threads();",
+        PIXELS,
+        "race",
+    ),
+    "pixels_sums_before_the_ring_is_free": Plant(
+        "depthwise_backward_kernel.cuh", "  }\n  sync_threads();\n\n  float*", "  }\n  if (!$) sync_threads();\n\n  float*", PIXELS, "race"
+    ),
+    "pixels_sums_without_barrier": Plant(
+        "depthwise_backward_kernel.cuh", "= bias_sum[c];\n  sync_threads();", "= bias_sum[c];\n  if (!$) sync_threads();", PIXELS, "race"
+    ),
+    "pixels_partials_in_another_order": Plant(
+        "depthwise_backward_kernel.cuh",
+        "(int64_t(split) * a.channels + channel) *",
+        "($ ? int64_t(channel) * slots.splits + split : int64_t(split) * a.channels + channel) *",
+        PIXELS,
+        "fast",
+    ),
+    "pixels_gradient_of_a_row_twice": Plant("depthwise_backward_kernel.cuh", "s.rows)) {\n          FAST", "s.rows + $)) {\n          FAST", PIXELS, "fast"),
+    "bands_sums_without_barrier": Plant(
+        "depthwise_backward_band_kernel.cuh", "  sync_threads();\n  // An item's", "  if (!$) sync_threads();\n  // An item's", BANDS, "race"
+    ),
+    "bands_segments_without_barrier": Plant(
+        "depthwise_backward_band_kernel.cuh",
+        "from[low] = total;\n  }\n  sync_threads();",
+        "from[low] = total;\n  }\n  if (!$) sync_threads();",
+        WIDE,
+        "race",
+    ),
+    "bands_partials_of_a_plane_in_one": Plant("depthwise_backward_band_kernel.cuh", "a.items_per_plane + of_plane)", "a.items_per_plane + ($ ? 0 : of_plane))", BANDS, "fast"),
+    "bands_last_column_counted_twice": Plant(
+        "depthwise_backward_band_kernel.cuh", "c < columns ? 0xffffffffu : 0;", "c < columns || $ ? 0xffffffffu : 0;", BANDS, "fast"
+    ),
+    "general_tree_without_barrier": Plant(
+        "depthwise_backward_general_kernel.cuh", "      left = half;\n      sync_threads();", "      left = half;\n      if (!$) sync_threads();", STRIDED, "race"
+    ),
+    "general_border": Plant(
+        "depthwise_backward_general_kernel.cuh", "iy >= 0 && iy < a.h && ix >= 0 && ix < a.w)\n            sums", "iy >= -$ && iy < a.h && ix >= 0 && ix < a.w)\n            sums", STRIDED, "asan"
+    ),
+    "partials_added_without_barrier": Plant(
+        "depthwise_backward_general_kernel.cuh", "  sync_threads();\n  if (part ||", "  if (!$) sync_threads();\n  if (part ||", BANDS, "race"
+    ),
+    "partials_added_twice": Plant("depthwise_backward_general_kernel.cuh", "split += 8)", "split += 8 - $)", BANDS, "fast"),
+}  # fmt: skip
 SUITES = {
     "depthwise": (FORWARD, ("depthwise.cu",), "run_depthwise.cpp"),
+    "depthwise_backward": (BACKWARD, ("depthwise.cu", "depthwise_backward.cu"), "run_depthwise_backward.cpp"),
 }
 
 
@@ -81,4 +143,4 @@ def test_net_catches_bug_in_depthwise_kernel(suite: str, name: str):
         f"the kernel without its bug was refused:\n{right.stdout}{right.stderr[-2000:]}"
     )
     wrong = run(program(suite, plant.mode), case, number)
-    assert wrong.returncode != 0, f"the {plant.mode} build accepts it"
+    assert noticed(plant.mode, wrong), f"the {plant.mode} build has nothing to say:\n{wrong.stdout}{wrong.stderr[-2000:]}"

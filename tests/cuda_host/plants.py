@@ -12,6 +12,7 @@ from pathlib import Path
 from . import build
 
 VARIABLE = "FASTCONV_PLANT"
+REFUSED = 70  # what the host runtime exits with when it finds an error
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,10 @@ def run(program: Path, case: str, number: int) -> subprocess.CompletedProcess:
     """One case with one plant switched on; 0 for none."""
     environment = os.environ | {VARIABLE: str(number)}
     return subprocess.run([program, "--preempt-shared", "64"], input=case + "\n", capture_output=True, text=True, env=environment)
+
+
+def noticed(mode: str, done: subprocess.CompletedProcess) -> bool:
+    """Whether the build reports what it is there for: a crash that happens to come of a bug is no net."""
+    if mode == "asan":
+        return "AddressSanitizer" in done.stderr or "runtime error" in done.stderr
+    return done.returncode == REFUSED or (mode == "fast" and "FAIL" in done.stdout)
