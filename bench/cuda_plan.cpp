@@ -29,7 +29,7 @@ int main() {
     std::cout << cuda::tile_form_name(plan.form);
     for (const int64_t i : {int64_t(plan.rows), int64_t(plan.columns), int64_t(plan.unit_rows), int64_t(plan.chunk), plan.splits, int64_t(plan.shared_bytes), int64_t(t.resident)})
       std::cout << separator << i;
-    for (const double f : {t.waves, t.bytes, t.pixel_bytes + t.weight_bytes, t.instructions, t.flops, t.shared_traffic, t.block_seconds, t.seconds, cuda::floor_seconds(p, rates)})
+    for (const double f : {t.waves, t.bytes, t.pixel_bytes + t.weight_bytes, t.instructions, t.flops, t.shared_traffic, t.block_seconds, t.seconds, cuda::floor_seconds(p, cuda::FloatProducts::full, rates)})
       std::cout << separator << f;
     std::cout << separator << t.bound << '\n';
   }

@@ -101,14 +101,15 @@ void bind_cuda_plans(py::module_& m) {
         const Chip chip(given);
         const ConvGeometry g = parse_geometry(input, multiplier, kernel, stride, padding, dilation);
         const SeparableForward p = separable_of(g, out_channels, parse_dtype_name(type), parse_layout_name(format), input_activation, residual);
+        const cuda::FloatProducts products = cuda::float_products(tf32);
         py::dict d;
-        d["fused"] = described(cuda::cost_separable(p, cuda::float_products(tf32), chip.device, chip.rates));
-        d["unfused"] = described(cuda::cost_unfused(p, chip.device, chip.rates));
-        d["library"] = described(cuda::cost_library(p, chip.device, chip.rates));
-        d["floor"] = cuda::floor_seconds(p, chip.rates);
-        const cuda::SeparableChoice choice = cuda::weigh_separable(p, cuda::float_products(tf32), chip.device, chip.rates);
+        d["fused"] = described(cuda::cost_separable(p, products, chip.device, chip.rates));
+        d["unfused"] = described(cuda::cost_unfused(p, products, chip.device, chip.rates));
+        d["library"] = described(cuda::cost_library(p, products, chip.device, chip.rates));
+        d["floor"] = cuda::floor_seconds(p, products, chip.rates);
+        const cuda::SeparableChoice choice = cuda::weigh_separable(p, products, chip.device, chip.rates);
         d["chosen"] = choice.library ? "library" : "fused", d["measured"] = choice.measured;
-        d["why"] = cuda::describe_choice(p, cuda::float_products(tf32), choice);
+        d["why"] = cuda::describe_choice(p, products, choice);
         return d;
       },
       py::arg("input"), py::arg("out_channels"), py::arg("multiplier"), py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),

@@ -93,10 +93,15 @@ LOOPS = {
     "separable": [
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<3, 1>::Of, .*>", 8, {80: 18.3, 90: 18.3}, (*TENSOR, r"STG\.E\.128.*"), march=72),
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<3, 2>::Of, .*>", 8, {80: 28, 90: 28}, (*TENSOR, r"STG\.E\.128.*"), march=72),
-        Loop(r"separable_forward<MathTf32, 1, PixelRing<3, 1>::Of, .*>", 8, {80: 17.5, 90: 17.5}, (*TENSOR, r"STG\.E\.128.*"), march=72),
-        Loop(r"separable_forward<MathFloat, 1, PixelRing<3, 1>::Of, .*>", 8, {80: 17.5, 90: 17.5}, (COPY_WIDE, r"STG\.E\.128.*"), march=72),
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<5, 1>::Of, .*>", 8, {80: 41, 90: 41}, (*TENSOR, r"STG\.E\.128.*"), march=200),
         Loop(r"separable_forward<Math(Bf16|F16), 1, PixelRing<7, 1>::Of, .*>", 8, {80: 71, 90: 71}, (*TENSOR, r"STG\.E\.128.*"), march=392),
+    ],
+    "separable_float": [
+        Loop(r"separable_forward<MathTf32, 1, PixelRing<3, 1>::Of, .*>", 8, {80: 17.5, 90: 17.5}, (*TENSOR, r"STG\.E\.128.*"), march=72),
+        Loop(r"separable_forward<MathFloat, 1, PixelRing<3, 1>::Of, .*>", 8, {80: 17.5, 90: 17.5}, (COPY_WIDE, r"STG\.E\.128.*"), march=72),
+        Loop(r"separable_forward<MathTf32, 1, PixelRing<3, 2>::Of, .*>", 8, {80: 26, 90: 26}, (*TENSOR, r"STG\.E\.128.*"), march=72),
+        Loop(r"separable_forward<Math(Tf32|Float), 1, PixelRing<5, 1>::Of, .*>", 8, {80: 40, 90: 40}, (COPY_WIDE, r"STG\.E\.128.*"), march=200),
+        Loop(r"separable_forward<Math(Tf32|Float), 1, PixelRing<7, 1>::Of, .*>", 8, {80: 70, 90: 70}, (COPY_WIDE, r"STG\.E\.128.*"), march=392),
     ],
     "separable_persistent": [
         Loop(r"separable_persistent<Math(Bf16|F16), .*>", 8, {80: 18.3, 90: 18.3}, (*TENSOR, r"STG\.E\.128.*", r"BAR\.ARV"), march=72),
@@ -212,12 +217,13 @@ def test_depthwise_kernels_need_no_more_than_the_cost_model_assumes(source: str,
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("source", ("separable", "separable_planes", "separable_taps"))
+@pytest.mark.parametrize("source", ("separable", "separable_float", "separable_persistent", "separable_planes", "separable_taps"))
 def test_as_many_blocks_fit_as_the_tile_promises(source: str, architecture: int):
     """The plan divides shared memory among so many blocks; registers must let them in."""
-    forward = {name: k for name, k in kernels(source, architecture).items() if name.startswith("separable_forward<")}
+    forward = {name: k for name, k in kernels(source, architecture).items() if name.startswith(("separable_forward<", "separable_persistent<"))}
     assert forward
     for name, kernel in forward.items():
-        threads, blocks = _C.cuda_tile(*map(int, re.search(r"SeparableTile<(\d+), (\d+)>", name).groups()))
+        tile = re.search(r"SeparableTile<(?P<form>\d+), (?P<k>\d+)>|separable_persistent<\w+, (?P<stays>\d+)>", name)
+        threads, blocks = _C.cuda_tile(int(tile["form"] or tile["stays"]), int(tile["k"] or 3))
         fit = REGISTERS // (-(-kernel.registers // 8) * 8 * threads)
         assert fit >= blocks and kernel.shared <= RESERVED, f"{name}: {kernel.registers} registers let in {fit} of {blocks} blocks; {kernel.shared} bytes of shared memory"

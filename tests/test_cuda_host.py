@@ -51,7 +51,7 @@ PLANTS = {
     "output_left_unwritten": {"fast": WRONG_RESULT, "asan": WRONG_RESULT, "race": WRONG_RESULT},
 }
 
-FORWARD = ("separable", "separable_persistent", "separable_planes", "separable_taps")
+FORWARD = ("separable", "separable_float", "separable_persistent", "separable_planes", "separable_taps")
 # Program: kernel sources (instrumented), the rest, cases.
 PROGRAMS = {
     "depthwise": (["csrc/cuda/depthwise.cu"], ["run_depthwise.cpp"], cases.depthwise),

@@ -34,8 +34,8 @@ Rates rates_of(const Device& device) {
   return r;
 }
 
-std::vector<Cost> cost_library(const SeparableForward& p, const Device& device, const Rates& rates) {
-  std::vector<Cost> steps = cost_unfused(p, device, rates);
+std::vector<Cost> cost_library(const SeparableForward& p, FloatProducts products, const Device& device, const Rates& rates) {
+  std::vector<Cost> steps = cost_unfused(p, products, device, rates);
   const int passes = (p.pointwise_bias && !library_rows(p)) + (p.residual.data != nullptr) + (p.pointwise_activation != Activation::identity);
   if (passes == 0) return steps;
   Cost c;
@@ -50,7 +50,7 @@ std::vector<Cost> cost_library(const SeparableForward& p, const Device& device, 
 SeparableChoice weigh_separable(const SeparableForward& p, FloatProducts products, const Device& device, const Rates& rates) {
   SeparableChoice choice{};
   choice.fused_seconds = total_seconds(cost_separable(p, products, device, rates));
-  choice.library_seconds = total_seconds(cost_library(p, device, rates));
+  choice.library_seconds = total_seconds(cost_library(p, products, device, rates));
   const std::string tile = measured_tile(device.table, "depthwise_separable_conv2d", p.dtype, p.layout, p.g, p.o);
   choice.measured = !tile.empty();
   // The library reads torch's flags when it runs, and no operator argument: full products are promised by the fused kernel alone.

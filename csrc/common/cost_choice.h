@@ -9,7 +9,7 @@ Rates rates_of(const Device& device);
 
 // The layer through memory: the depthwise kernel, the library's product, and a pass over the result for whatever the library does not fuse with it.
 // Bytes over the copy rate, an assumption for the library's kernels.
-std::vector<Cost> cost_library(const SeparableForward& p, const Device& device, const Rates& rates);
+std::vector<Cost> cost_library(const SeparableForward& p, FloatProducts products, const Device& device, const Rates& rates);
 // Whether the library's product is a matrix product with its bias, or a convolution: rows of channels, but float32, whose flag for TF32 only
 // convolutions share.
 constexpr bool library_rows(const SeparableForward& p) { return p.layout == Layout::channels_last && p.dtype != DType::f32; }

@@ -21,6 +21,13 @@ struct Sizes {
   double flops() const { return 2 * pixels * middle * out_channels; }
 };
 
+// Of the vendor's library: TF32 runs at half the rate of 16 bits, float32 in full at most of what the ordinary units multiply.
+double library_rate(const SeparableForward& p, FloatProducts products, const Rates& rates) {
+  constexpr double kOfOrdinaryUnits = 0.85;
+  if (p.dtype != DType::f32) return rates.library_product;
+  return products == FloatProducts::tf32 ? rates.library_product / 2 : 2 * rates.issue * kOfOrdinaryUnits;
+}
+
 }  // namespace
 
 std::vector<Cost> cost_separable(const SeparableForward& p, FloatProducts products, const Device& device, const Rates& rates) {
@@ -42,7 +49,7 @@ std::vector<Cost> cost_separable(const SeparableForward& p, FloatProducts produc
   return {c};
 }
 
-std::vector<Cost> cost_unfused(const SeparableForward& p, const Device& device, const Rates& rates) {
+std::vector<Cost> cost_unfused(const SeparableForward& p, FloatProducts products, const Device& device, const Rates& rates) {
   const Sizes s(p);
   DepthwiseForward d{p.g, p.dtype, p.layout, p.input_activation, p.depthwise_activation, p.x, p.depthwise_weight, p.depthwise_bias, p.out};
   std::vector<Cost> steps = cost_depthwise(d, device, rates);
@@ -51,17 +58,16 @@ std::vector<Cost> cost_unfused(const SeparableForward& p, const Device& device, 
   c.threads = 384, c.registers = 168, c.resident = 1, c.shared_bytes = 0;
   c.blocks = static_cast<int64_t>(s.pixels / 128 + 1) * ceil_div(p.o, 256), c.waves = double(c.blocks) / device.multiprocessors;
   c.bytes = s.e * s.pixels * s.middle + s.out_bytes + s.weight_bytes, c.second_level_bytes = c.bytes, c.flops = s.flops();
-  const double rate = p.dtype == DType::f32 ? rates.library_product / 2 : rates.library_product;
-  const double memory = c.bytes / rates.copy, product = c.flops / (rate * std::min(1.0, c.waves));
-  c.seconds = std::max(memory, product) + rates.launch, c.bound = product > memory ? "tensor cores" : "memory bandwidth";
+  const double memory = c.bytes / rates.copy, product = c.flops / (library_rate(p, products, rates) * std::min(1.0, c.waves));
+  const char* unit = p.dtype == DType::f32 && products == FloatProducts::full ? "instructions" : "tensor cores";
+  c.seconds = std::max(memory, product) + rates.launch, c.bound = product > memory ? unit : "memory bandwidth";
   steps.push_back(c);
   return steps;
 }
 
-double floor_seconds(const SeparableForward& p, const Rates& rates) {
+double floor_seconds(const SeparableForward& p, FloatProducts products, const Rates& rates) {
   const Sizes s(p);
-  const double rate = p.dtype == DType::f32 ? rates.library_product / 2 : rates.library_product;
-  return std::max((s.in_bytes + s.out_bytes + s.weight_bytes) / rates.copy, s.flops() / rate);
+  return std::max((s.in_bytes + s.out_bytes + s.weight_bytes) / rates.copy, s.flops() / library_rate(p, products, rates));
 }
 
 }  // namespace fastconv::cuda

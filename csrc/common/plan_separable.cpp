@@ -32,7 +32,7 @@ struct Memory {
 size_t block_bytes(const SeparableForward& p, const SeparablePlan& plan, int64_t chunk) {
   const TileShape t = tile_shape(plan.form);
   const int64_t e = element_bytes(p.dtype), slab = kSlabBytes / e;
-  const int rows = plan.producer == Producer::ring_pixels ? row_ring_bytes(march_warps(plan.form), t.row_stages, static_cast<int>(p.g.kh), static_cast<int>(p.g.sh), static_cast<int>(e)) : 0;
+  const int rows = plan.producer == Producer::ring_pixels ? row_ring_bytes(march_warps(plan.form), row_stages(t.row_stages, e), static_cast<int>(p.g.kh), static_cast<int>(p.g.sh), static_cast<int>(e)) : 0;
   size_t bytes = ceil_div(chunk, slab) * t.pixels * kSlabBytes + ring_bytes(t.weight_stages * t.channels * kSlabBytes, rows, t.resident) + t.pixels * sizeof(int64_t);
   if (p.layout == Layout::contiguous) bytes += t.threads * 16 * sizeof(float);
   if (staged_weights(p, plan.producer))
@@ -75,11 +75,10 @@ Producer choose_producer(const SeparableForward& p) {
     const auto whole = [&](int64_t elements) { return elements * e % 16 == 0; };
     const bool rows = whole(g.c) && whole(p.x.sn) && whole(p.x.sh) && whole(p.x.sw) && aligned(p.x.data, 16) && aligned(p.depthwise_weight, 4) &&
         aligned(p.depthwise_bias, 2 * e);
-    // K = 5 and 7 have no instance for float32, and stride 2 only that of K = 3.
-    const bool strided = square && g.sh == 2 && g.kh == 3 && g.dh == 1 && g.dw == 1 && p.dtype != DType::f32;
-    return rows && (strided || (ring && (g.kh == 3 || p.dtype != DType::f32))) ? Producer::ring_pixels : Producer::taps;
+    const bool strided = square && g.sh == 2 && g.kh == 3 && g.dh == 1 && g.dw == 1;
+    return rows && (strided || ring) ? Producer::ring_pixels : Producer::taps;
   }
-  return ring && g.c % 4 == 0 && (g.kh == 3 || p.dtype != DType::f32) ? Producer::ring_planes : Producer::taps;
+  return ring && g.c % 4 == 0 ? Producer::ring_planes : Producer::taps;
 }
 
 TilePlan plan_tile(int64_t h, int64_t w, int64_t halo_h, int64_t halo_w, int pixels, int multiple, int only) {
@@ -170,8 +169,10 @@ SeparablePlan plan_separable_as(const SeparableForward& p, FloatProducts product
 namespace {
 
 TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const Device& device) {
+  // For K = 3; strides have the first three of them, products in full precision what needs fewer registers.
   static constexpr TileForm kPixelForms[] = {TileForm::pair, TileForm::tall, TileForm::small, TileForm::wide, TileForm::persistent, TileForm::persistent_narrow};
-  static constexpr int kStridedForms = 3;  // the first of them
+  static constexpr TileForm kFullForms[] = {TileForm::small, TileForm::slim};
+  static constexpr int kStridedForms = 3;
   Rates rates;  // an H200's, for as many multiprocessors: only the order of the candidates is asked
   for (double* rate : {&rates.copy, &rates.second_level, &rates.issue, &rates.product}) *rate *= device.multiprocessors / double(Device{}.multiprocessors);
 
@@ -200,11 +201,14 @@ TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const 
     }
   };
   const Producer producer = choose_producer(p);
-  if (producer == Producer::ring_pixels && p.g.kh == 3 && element_bytes(p.dtype) == 2) {
+  const bool full = p.dtype == DType::f32 && products == FloatProducts::full;
+  if (producer == Producer::ring_pixels && p.g.kh == 3 && full) {
+    for (const TileForm form : kFullForms) consider_form(producer, form);
+  } else if (producer == Producer::ring_pixels && p.g.kh == 3) {
     for (int i = 0; i < (p.g.sh == 1 ? static_cast<int>(std::size(kPixelForms)) : kStridedForms); ++i) consider_form(producer, kPixelForms[i]);
   } else if (producer != Producer::taps) {
     // They need more registers.
-    const bool slim = producer == Producer::ring_pixels || p.g.kh > 3 || (products == FloatProducts::tf32 && p.dtype == DType::f32);
+    const bool slim = producer == Producer::ring_pixels || p.g.kh > 3 || (p.dtype == DType::f32 && !full);
     consider_form(producer, slim ? TileForm::slim : TileForm::plain);
   }
   if (best.splits == 0) consider_form(Producer::taps, TileForm::plain);

@@ -40,7 +40,7 @@ constexpr bool persistent(TileForm f) { return f == TileForm::persistent || f ==
 struct TileShape {
   int pixels, channels, threads;
   bool resident;
-  int weight_stages, row_stages;  // slabs of weights, rows of input that have a place in shared memory
+  int weight_stages, row_stages;  // slabs of weights, rows of input in 16 bits that have a place in shared memory
 };
 constexpr TileShape tile_shape(TileForm f) {
   switch (f) {
@@ -73,6 +73,8 @@ constexpr int ring_columns(int k, int stride) { return 3 * stride + k; }
 constexpr int row_ring_bytes(int warps, int stages, int k, int stride, int element_bytes) {
   return warps * stages * ring_columns(k, stride) * 64 * element_bytes;
 }
+// As many bytes on their way in rows of float32.
+constexpr int row_stages(int of_16_bits, int64_t element_bytes) { return element_bytes == 2 ? of_16_bits : (of_16_bits + 2) / 2; }
 // Bytes for the stages of weights and for those rows, which share them where a tile is produced before it is multiplied; the stages of weights that are
 // sent for before the rows have passed.
 constexpr int ring_bytes(int weights, int rows, bool shared) { return shared ? (weights > rows ? weights : rows) : weights + rows; }

@@ -12,7 +12,7 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
   const int64_t e = element_bytes(p.f.dtype), slab = kSlabBytes / e, middle = g.out_channels();
   SeparableBackwardPlan plan{};
   SeparablePlan& f = plan.f;
-  f.producer = g.sh == 1 ? choose_producer(p.f) : Producer::taps;
+  f.producer = choose_producer(p.f);
   f.products = products;
   f.smooth = smooth_activation(p.f.input_activation) || smooth_activation(p.f.depthwise_activation) || smooth_activation(p.f.pointwise_activation);
   f.vectors = middle % 8 == 0 && address(p.dz1.data) % 16 == 0;
@@ -25,7 +25,7 @@ SeparableBackwardPlan plan_separable_backward(const SeparableBackward& p, bool d
   // Gradients of a tile: all output channels where they fit beside the rest, two blocks a multiprocessor.
   const bool derive = p.f.depthwise_activation != Activation::identity;
   const int64_t tile = ceil_div(kChannels, slab) * kPixels * kSlabBytes, scratch = f.smooth ? kThreads * 8 * sizeof(float) : 0;
-  const int64_t rows = f.producer == Producer::ring_pixels ? row_ring_bytes(kThreads / 32, kBackwardRowStages, static_cast<int>(g.kh), 1, static_cast<int>(e)) : 0;
+  const int64_t rows = f.producer == Producer::ring_pixels ? row_ring_bytes(kThreads / 32, row_stages(kBackwardRowStages, e), static_cast<int>(g.kh), static_cast<int>(g.sh), static_cast<int>(e)) : 0;
   const int64_t staged = staged_weights(p.f, f.producer) ? round_up((kChannels + 4) * g.taps() * sizeof(float), 16) : 0;
   const int64_t dz_fixed = (derive ? tile + staged + rows : 0) + kStages * kChannels * kSlabBytes + 2 * kPixels * sizeof(int64_t) + scratch +
                            (p.f.layout == Layout::contiguous ? kThreads * 16 * sizeof(float) : 0);

@@ -4,7 +4,7 @@
 
 namespace fastconv::cuda {
 
-constexpr int kBackwardRowStages = 4;  // rows of input that have a place in shared memory
+constexpr int kBackwardRowStages = 4;  // rows of input in 16 bits that have a place in shared memory
 
 struct SeparableBackwardPlan {
   SeparablePlan f;      // producer, tiles of 64 pixels, vectors of the gradient dz; its chunk is the 64 channels of a tile

@@ -52,7 +52,7 @@ Phases block_phases(const SeparableForward& p, const SeparablePlan& plan, const 
     b.march = kLanes * passes * chunks * (across * (plan.rows + strips * head) * row + plan.units * start);
     // Warps of a block that stays go on with the next tile's units.
     b.march_seconds = stays ? b.march / kLanes / marching / warp_issue : passes * chunks * rounds * ((plan.unit_rows + head) * row + start) / warp_issue;
-    in_flight = std::min<double>(marching, stays ? marching : plan.units) * (t.row_stages - 1) * columns * 64 * e;
+    in_flight = std::min<double>(marching, stays ? marching : plan.units) * (row_stages(t.row_stages, element_bytes(p.dtype)) - 1) * columns * 64 * e;
   } else {
     const double halo = double(plan.rows * g.sh + g.kh - g.sh) * double(plan.columns * g.sw + g.kw - g.sw) / (double(plan.rows * g.sh) * double(plan.columns * g.sw));
     b.pixel_bytes = passes * halo * double(plan.rows * g.sh) * double(plan.columns * g.sw) * double(g.c) * e;
@@ -107,7 +107,7 @@ SeparableTime separable_time(const SeparableForward& p, const SeparablePlan& pla
                            {"L2 bandwidth", (time.pixel_bytes + time.weight_bytes) * share / rates.second_level},
                            {"instructions", time.instructions * share / units},
                            {"feeding tensor cores", time.shared_traffic * share / units},
-                           {"tensor cores", time.flops * share / (product_rate(p, plan.products, rates) * busy / device.multiprocessors)}};
+                           {p.dtype == DType::f32 && plan.products == FloatProducts::full ? "multiply-adds of the product" : "tensor cores", time.flops * share / (product_rate(p, plan.products, rates) * busy / device.multiprocessors)}};
   const Part alone[] = {{"bytes in flight", b.load_seconds}, {"instructions of the march", b.march_seconds}, {"the product of one block", b.product_seconds}};
   if (stays) {
     // March and product of neighbouring tiles overlap; the first slab waits for its pixels and for the weights, the last tile is multiplied alone.

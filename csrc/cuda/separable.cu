@@ -1,5 +1,5 @@
-// Launches the fused forward pass; its kernels for channels_last maps that a ring of running sums serves are instances of separable_kernel.cuh here.
-#include "separable_arguments.cuh"
+// Launches the fused forward pass; its kernels for channels_last maps of 16-bit types that a ring of running sums serves are instances here.
+#include "separable_pixels.cuh"
 
 namespace fastconv::cuda {
 namespace {
@@ -14,35 +14,6 @@ FASTCONV_KERNEL(256, 1) pack_rows(PackArgs a, FastDivision by_pitch) {
       column < a.columns ? static_cast<const T*>(a.from)[row * a.row_step + column * a.column_step] : zero;
 }
 
-template <class M, int K, class Tile, int Stride = 1>
-void launch_ring(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
-  launch_forward<M, Layout::channels_last, PixelRing<K, Stride>::template Of, Tile>(p, plan, weight, stream);
-}
-
-template <class M, TileForm Form>
-void launch_strided(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
-  launch_ring<M, 3, SeparableTile<Form>, 2>(p, plan, weight, stream);
-}
-
-template <class M>
-void launch_16bit(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
-  if (p.g.kh == 5) return launch_ring<M, 5, SlimTile<5>>(p, plan, weight, stream);
-  if (p.g.kh == 7) return launch_ring<M, 7, SlimTile<7>>(p, plan, weight, stream);
-  if (p.g.sh == 2) {
-    switch (plan.form) {
-      case TileForm::pair: return launch_strided<M, TileForm::pair>(p, plan, weight, stream);
-      case TileForm::tall: return launch_strided<M, TileForm::tall>(p, plan, weight, stream);
-      default: return launch_strided<M, TileForm::small>(p, plan, weight, stream);
-    }
-  }
-  switch (plan.form) {
-    case TileForm::pair: return launch_ring<M, 3, SeparableTile<TileForm::pair>>(p, plan, weight, stream);
-    case TileForm::tall: return launch_ring<M, 3, SeparableTile<TileForm::tall>>(p, plan, weight, stream);
-    case TileForm::small: return launch_ring<M, 3, SeparableTile<TileForm::small>>(p, plan, weight, stream);
-    default: return launch_ring<M, 3, SeparableTile<TileForm::wide>>(p, plan, weight, stream);
-  }
-}
-
 }  // namespace
 
 void launch_pack(const PackArgs& p, DType dtype, Stream stream) {
@@ -53,10 +24,9 @@ void launch_pack(const PackArgs& p, DType dtype, Stream stream) {
 
 void launch_separable_pixels(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream) {
   if (persistent(plan.form)) return launch_separable_persistent(p, plan, weight, stream);
-  if (p.dtype == DType::bf16) return launch_16bit<MathBf16>(p, plan, weight, stream);
-  if (p.dtype == DType::f16) return launch_16bit<MathF16>(p, plan, weight, stream);
-  if (plan.products == FloatProducts::tf32) return launch_ring<MathTf32, 3, SlimTile<3>>(p, plan, weight, stream);
-  return launch_ring<MathFloat, 3, SlimTile<3>>(p, plan, weight, stream);
+  if (p.dtype == DType::f32) return launch_separable_pixels_float(p, plan, weight, stream);
+  if (p.dtype == DType::bf16) return launch_pixels<MathBf16>(p, plan, weight, stream);
+  launch_pixels<MathF16>(p, plan, weight, stream);
 }
 
 void launch_separable(const SeparableForward& p, const SeparablePlan& plan, void* workspace, Stream stream) {

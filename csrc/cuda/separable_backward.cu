@@ -7,10 +7,9 @@ namespace fastconv::cuda {
 void launch_separable_backward_pixels(const SeparableBackward& p, const SeparableBackwardPlan& plan, const SeparableBackwardWork& work, Stream stream) {
   with_math(p.f.dtype, plan.f.products, [&](auto math) {
     using M = decltype(math);
-    if constexpr (sizeof(typename M::T) == 2) {
-      if (p.f.g.kh == 5) return launch_pointwise_half<M, Layout::channels_last, PixelRing<5>::Of>(p, plan, work, stream);
-      if (p.f.g.kh == 7) return launch_pointwise_half<M, Layout::channels_last, PixelRing<7>::Of>(p, plan, work, stream);
-    }
+    if (p.f.g.kh == 5) return launch_pointwise_half<M, Layout::channels_last, PixelRing<5>::Of>(p, plan, work, stream);
+    if (p.f.g.kh == 7) return launch_pointwise_half<M, Layout::channels_last, PixelRing<7>::Of>(p, plan, work, stream);
+    if (p.f.g.sh == 2) return launch_pointwise_half<M, Layout::channels_last, PixelRing<3, 2>::Of>(p, plan, work, stream);
     launch_pointwise_half<M, Layout::channels_last, PixelRing<3>::Of>(p, plan, work, stream);
   });
 }

@@ -20,6 +20,7 @@ struct PackArgs {
 void launch_pack(const PackArgs& p, DType dtype, Stream stream);
 
 void launch_separable_pixels(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream);
+void launch_separable_pixels_float(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream);
 void launch_separable_persistent(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream);
 void launch_separable_planes(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream);
 void launch_separable_taps(const SeparableForward& p, const SeparablePlan& plan, const void* weight, Stream stream);

@@ -71,7 +71,7 @@ template <class T, int K, int Stride, class Tile>
 struct RingPixels {
   static constexpr int kChannels = 2, kColumns = 4, kInput = ring_columns(K, Stride), kBytes = kChannels * sizeof(T);
   static constexpr bool kStaged = K > 3;  // nine weights of two channels stay in registers, more wait in shared memory
-  static constexpr int kWarps = Tile::kMarchers, kStages = Tile::kRowStages, kPixel = 32 * kBytes, kRow = kInput * kPixel, kPixels = Tile::kPixels;
+  static constexpr int kWarps = Tile::kMarchers, kStages = row_stages(Tile::kRowStages, sizeof(T)), kPixel = 32 * kBytes, kRow = kInput * kPixel, kPixels = Tile::kPixels;
   static constexpr int kRowBytes = row_ring_bytes(kWarps, kStages, K, Stride, sizeof(T));
   static_assert(kRowBytes == kWarps * kStages * kRow);
 

@@ -57,12 +57,28 @@ def separable() -> list[dict]:
     for tf32 in (0, 1):
         f32 = dict(dtype="f32", tf32=tf32)
         rows += [
-            dict(small, **f32, c=36, layout="channels_last", residual=1, form="pixels_slim"),
-            dict(f32, n=1, c=48, o=12, h=8, w=11, k=3, p=3, d=3, layout="channels_last", shared=75_000, form="pixels_slim"),
+            dict(small, **f32, c=36, layout="channels_last", residual=1, form="pixels_small"),
+            dict(small, **f32, c=36, k=5, p=4, d=2, layout="channels_last", form="pixels_slim"),
+            dict(small, **f32, c=72, k=7, p=3, layout="channels_last", depthwise="hardswish", shared=90_000, form="pixels_slim"),
+            dict(f32, n=2, c=36, o=40, h=11, w=18, k=3, p=1, s=2, layout="channels_last", input="relu", form="pixels_small"),
+            dict(small, **f32, c=20, k=5, p=2, layout="contiguous", form="planes_slim"),
+            dict(small, **f32, c=12, k=7, p=9, d=3, layout="contiguous", form="planes_slim"),
             dict(small, **f32, c=36, layout="contiguous", residual=1, form="planes_slim" if tf32 else "planes_plain"),
             dict(small, **f32, c=7, o=9, layout="contiguous", form="taps_plain"),
             dict(small, **f32, c=5, o=11, s=2, layout="channels_last", form="taps_plain"),
         ]
+    full = dict(dtype="f32", layout="channels_last", tf32=0)
+    tf32 = dict(dtype="f32", layout="channels_last", tf32=1)
+    rows += [
+        dict(full, n=1, c=48, o=12, h=8, w=11, k=3, p=3, d=3, shared=75_000, form="pixels_slim"),
+        dict(full, n=1, c=100, o=72, h=9, w=12, k=3, p=1, shared=75_000, residual=1, form="pixels_slim"),
+        dict(tf32, n=2, c=40, o=136, h=13, w=11, k=3, p=1, depthwise="relu", splits=2, form="pixels_pair"),
+        dict(tf32, n=1, c=100, o=16, h=18, w=15, k=3, p=2, d=2, form="pixels_pair"),
+        dict(tf32, n=1, c=36, o=72, h=17, w=19, k=3, p=1, columns=8, unit_rows=5, residual=1, pointwise="silu", form="pixels_tall"),
+        dict(tf32, n=1, c=100, o=136, h=9, w=7, k=3, p=1, shared=150_000, form="pixels_wide"),
+        dict(tf32, n=1, c=68, o=24, h=33, w=17, k=3, p=0, s=2, residual=1, columns=4, unit_rows=5, form="pixels_pair"),
+        dict(tf32, n=1, c=16, o=72, h=34, w=35, k=3, p=2, s=2, input="relu6", form="pixels_tall"),
+    ]
     # What no ring serves: strides, multipliers, kernels, odd channels.
     general = [
         dict(c=7, h=11, w=5, o=5),
