@@ -62,11 +62,10 @@ void finish_cost(Cost& c, double in_flight, bool overlapped, const Device& devic
   // Blocks that run at a time, and the turns of the last, unfilled wave.
   const double running = std::min(double(c.blocks), places), turns = c.waves > 1 ? std::ceil(c.waves) / c.waves : 1;
   const double busy = std::min(1.0, double(c.blocks) / device.multiprocessors);
-  // A scheduler issues every clock from about four warps on.
-  const double warps = running / (device.multiprocessors * busy) * c.threads / 32 / 4;
+  const double warps = running / (device.multiprocessors * busy) * c.threads / 32 / kSchedulers;
   const double memory = c.bytes / std::min(rates.copy, running * in_flight / rates.latency);
   const double second_level = (c.second_level_bytes + (overlapped ? c.product_bytes : 0)) / rates.second_level;
-  const double issue = c.instructions / (rates.issue * busy * std::min(1.0, warps / 4));
+  const double issue = c.instructions / (rates.issue * busy * std::min(1.0, warps * kWarpIssue));
   const double product = std::max({c.flops / (rates.product * busy), c.shared_traffic / (rates.issue * busy), overlapped ? 0 : c.product_bytes / rates.second_level});
   const double loading = std::max({memory, second_level, issue});
   const double work = overlapped ? std::max(loading, product) : loading + product;

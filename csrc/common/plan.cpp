@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "rates.h"
 #include "widest_vector.h"
 
 namespace fastconv::cuda {
@@ -23,13 +24,14 @@ StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t 
   p.groups = ceil_div(ceil_div(w, dw), columns);
   const int64_t class_rows = ceil_div(h, dh);
   // Long strips march through their halo rows less often; short ones fill the chip. A thread takes a row's time for each of its rows, for each row of its halo,
-  // and about two to begin; threads beyond those that keep the schedulers busy take turns.
-  constexpr int64_t kLongest = 32, kBusyThreads = 512, kBeginning = 2;
-  const int64_t across = n * p.column_classes * p.row_classes * p.groups * vectors, at_a_time = device.multiprocessors * std::min<int64_t>(resident, kBusyThreads);
-  int64_t least = 0;
+  // and about two to begin, longer where more threads run than keep the schedulers busy; those that find no room take turns.
+  constexpr int64_t kLongest = 32, kBeginning = 2;
+  const int64_t across = n * p.column_classes * p.row_classes * p.groups * vectors, room = int64_t(device.multiprocessors) * resident;
+  double least = 0;
   for (int64_t rows = 1; rows <= std::min(class_rows, kLongest); ++rows) {
     const int64_t strips = ceil_div(class_rows, rows);
-    const int64_t time = std::max<int64_t>(ceil_div(across * strips, at_a_time), 1) * (rows + halo_rows + kBeginning);
+    const double at_a_time = double(std::min(across * strips, room)), turns = double(ceil_div(across * strips, room));
+    const double time = turns * std::max(1.0, at_a_time / (double(device.multiprocessors) * kBusyThreads)) * double(rows + halo_rows + kBeginning);
     if (rows == 1 || time <= least) least = time, p.strips = strips;
   }
   p.rows = static_cast<int>(ceil_div(class_rows, p.strips));

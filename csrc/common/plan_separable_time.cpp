@@ -12,9 +12,7 @@ namespace {
 // Instructions of a lane that are neither march nor product, counted in the compiled code: finding its tile and pixels and starting the sums, less where
 // biases wait in shared memory; starting a unit of the march, more where it may be of another tile; finishing a result, without and with a clamp.
 constexpr double kPrologue = 200, kPersistentPrologue = 110, kUnitStart = 150, kPersistentUnitStart = 240, kPlainResult = 3.5, kClampedResult = 6;
-// A row of the march is some 150 instructions, most of them independent, and a wait for shared memory: a warp by itself issues every other clock. A
-// multiprocessor issues four warps every clock.
-constexpr double kWarpIssue = 0.5, kMultiprocessorIssue = 4, kLanes = 32;
+constexpr double kLanes = 32;
 
 // One block's two phases, of one tile where blocks are persistent: what they ask for, and how long they take where nothing else runs.
 struct Phases {
@@ -38,7 +36,7 @@ Phases block_phases(const SeparableForward& p, const SeparablePlan& plan, const 
   const double marching = stays ? std::min<double>(march_warps(plan.form), (plan.slots - 1) * double(plan.units / plan.unit_vectors)) : warps;
   const double middle = double(g.out_channels()), chunks = double(ceil_div(g.out_channels(), plan.chunk)), o_tiles = double(ceil_div(std::min<int64_t>(plan.split, p.o), t.channels));
   const double passes = chunks > 1 ? o_tiles : 1;  // how often the depthwise part is computed
-  const double warp_issue = std::min(kWarpIssue, kMultiprocessorIssue / warps) * clock;  // instructions a second of each warp, the block alone
+  const double warp_issue = std::min(kWarpIssue, kSchedulers / warps) * clock;  // instructions a second of each warp, the block alone
   Phases b{};
 
   double in_flight = 0, computed = double(plan.rows) * plan.columns * middle * passes;

@@ -3,6 +3,11 @@
 
 namespace fastconv::cuda {
 
+// A row of a march is a hundred instructions or more, most of them independent, and a wait for its data: a warp by itself is assumed to issue every other
+// clock, so that two keep a scheduler busy.
+constexpr double kWarpIssue = 0.5;
+constexpr int kSchedulers = 4, kBusyThreads = 2 * kSchedulers * 32;  // of a multiprocessor
+
 // The defaults are an H200's: copy and library product as measured, issue from its clock. The second-level cache, what mma.sync reaches, and both
 // latencies are assumptions until somebody measures them.
 struct Rates {
