@@ -31,8 +31,8 @@ def cuda_kernels(cost, size=(16, 64, 56, 56), **asked):
     return cost(**{"input": size, "chip": CHIPS["sm_90"]} | ASKED | asked)
 
 
-def cuda_table(op, tile, size=(16, 64, 56, 56), out_channels=64, layout="channels_last"):
-    key = tuning.Key(op, "bfloat16", layout, tuning.shape_class(size, out_channels, (3, 3)))
+def cuda_table(op, tile, size=(16, 64, 56, 56), out_channels=64, layout="channels_last", kernel=(3, 3)):
+    key = tuning.Key(op, "bfloat16", layout, tuning.shape_class(size, out_channels, kernel))
     return tuning.Table("sm_90", {key: tuning.Entry(None, {"cuda": {"tile": tile}})})
 
 
@@ -99,6 +99,19 @@ def test_a_table_overrides_the_cuda_planner():
     with tuning.use(cuda_table("depthwise_conv2d", "bands")):
         assert kernel() == "depthwise_pixels", "a form that cannot serve the layer leaves the usual choice"
     assert kernel() == "depthwise_pixels"
+
+
+def test_a_measured_forward_pass_says_nothing_of_gradients():
+    """The gradient of a 7x7 layer's input is a forward kernel, and one of two."""
+
+    def launches(**asked):
+        return cuda_kernels(_C.cost_cuda_depthwise, kernel=(7, 7), padding=(3,) * 4, **asked)
+
+    usual = launches(backward=True)
+    with tuning.use(cuda_table("depthwise_conv2d", "vectors", kernel=(7, 7))):
+        assert launches()[0]["kernel"] == "depthwise_vectors"
+        assert launches(backward=True) == usual
+    assert usual[0]["kernel"] == "depthwise_pixels"
 
 
 def test_a_table_decides_between_fused_and_library():

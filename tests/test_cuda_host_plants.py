@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cuda_host import build  # noqa: E402
+from cuda_host import build, cases  # noqa: E402
 from cuda_host.plants import Plant, mutant, noticed, run  # noqa: E402
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"the CUDA kernels cannot be run on this host: {build.why_not()}")
@@ -18,8 +18,9 @@ pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"the CUDA k
 SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))
 PLAIN = ["driver.cpp", "plant.cpp", *(f"csrc/common/{path.name}" for path in sorted((build.ROOT / "csrc" / "common").glob("plan*.cpp")))]
 
-# Two strips of a thread and more, tails in every dimension.
-PIXELS = "n=2 c=24 h=19 w=13 k=3 p=1 dtype=bf16 layout=channels_last"
+# Tails in every dimension; strips of one row and many partial sums, or strips of all rows.
+SHORT = "n=2 c=24 h=19 w=13 k=3 p=1 dtype=bf16 layout=channels_last"
+PIXELS = " ".join([SHORT, *(f"{key}={value}" for key, value in cases.TINY.items())])
 BANDS = "n=2 c=3 h=21 w=33 k=3 p=1 dtype=bf16 layout=contiguous"
 
 # Few items a block, so that the sums of one are added up in segments.
@@ -91,10 +92,10 @@ BACKWARD = {
         "depthwise_backward_kernel.cuh",
         "(int64_t(split) * a.channels + channel) *",
         "($ ? int64_t(channel) * slots.splits + split : int64_t(split) * a.channels + channel) *",
-        PIXELS,
+        SHORT,
         "fast",
     ),
-    "pixels_gradient_of_a_row_twice": Plant("depthwise_backward_kernel.cuh", "s.rows)) {\n          FAST", "s.rows + $)) {\n          FAST", PIXELS, "fast"),
+    "pixels_gradient_of_a_row_twice": Plant("depthwise_backward_kernel.cuh", "s.rows)) {\n          FAST", "s.rows + $)) {\n          FAST", SHORT, "fast"),
     "bands_sums_without_barrier": Plant(
         "depthwise_backward_band_kernel.cuh", "  sync_threads();\n  // An item's", "  if (!$) sync_threads();\n  // An item's", BANDS, "race"
     ),

@@ -53,9 +53,9 @@ const std::vector<Compiled>& compiled_kernels() {
 }
 
 void finish_cost(Cost& c, double in_flight, bool overlapped, const Device& device, const Rates& rates) {
-  constexpr int kRegisters = 65536, kThreads = 2048, kBlocks = 32, kReserved = 1024;
+  constexpr int kRegisters = 65536, kBlocks = 32, kReserved = 1024;
   const int registers = (c.registers + 7) / 8 * 8;
-  c.resident = std::max(1, std::min({kRegisters / (registers * c.threads), kThreads / c.threads, kBlocks,
+  c.resident = std::max(1, std::min({kRegisters / (registers * c.threads), device.threads_per_multiprocessor / c.threads, kBlocks,
                                      static_cast<int>(device.shared_per_multiprocessor / (c.shared_bytes + kReserved))}));
   const double places = double(device.multiprocessors) * c.resident;
   c.waves = double(c.blocks) / places;
@@ -75,9 +75,10 @@ void finish_cost(Cost& c, double in_flight, bool overlapped, const Device& devic
   c.seconds = work * turns + rates.launch;
 }
 
-std::vector<Cost> cost_depthwise(const DepthwiseForward& p, const Device& device, const Rates& rates) {
+namespace {
+
+Cost cost_of(const DepthwiseForward& p, const DepthwisePlan& plan, const Device& device, const Rates& rates) {
   const ConvGeometry& g = p.g;
-  const DepthwisePlan plan = plan_depthwise(p, device);
   const double e = double(element_bytes(p.dtype)), out = elements(g), in = double(g.n) * double(g.c) * double(g.h) * double(g.w), taps = double(g.taps());
   const int k = static_cast<int>(g.kh);
   Cost c;
@@ -121,8 +122,12 @@ std::vector<Cost> cost_depthwise(const DepthwiseForward& p, const Device& device
   }
   c.bytes = e * (in + out);
   finish_cost(c, in_flight, true, device, rates);
-  return {c};
+  return c;
 }
+
+}  // namespace
+
+std::vector<Cost> cost_depthwise(const DepthwiseForward& p, const Device& device, const Rates& rates) { return {cost_of(p, plan_depthwise(p, device), device, rates)}; }
 
 std::vector<Cost> cost_depthwise_backward(const DepthwiseBackward& p, bool wants_dw, const Device& device, const Rates& rates) {
   const ConvGeometry& g = p.g;
@@ -131,7 +136,8 @@ std::vector<Cost> cost_depthwise_backward(const DepthwiseBackward& p, bool wants
   const bool wants_dx = p.dx.data != nullptr;
   const int k = static_cast<int>(g.kh);
   std::vector<Cost> steps;
-  if (wants_dx && (plan.form == DepthwiseBackwardForm::forward || plan.form == DepthwiseBackwardForm::pixels_twice)) steps = cost_depthwise(turned(p), device, rates);
+  if (wants_dx && (plan.form == DepthwiseBackwardForm::forward || plan.form == DepthwiseBackwardForm::pixels_twice))
+    steps.push_back(cost_of(turned(p), plan.turned, device, rates));
   const double partials = double(plan.partial_bytes);
   Cost c;
   switch (plan.form) {

@@ -26,7 +26,7 @@ StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t 
   // Long strips march through their halo rows less often; short ones fill the chip. A thread takes a row's time for each of its rows, for each row of its halo,
   // and about two to begin, longer where more threads run than keep the schedulers busy; those that find no room take turns.
   constexpr int64_t kLongest = 32, kBeginning = 2;
-  const int64_t across = n * p.column_classes * p.row_classes * p.groups * vectors, room = int64_t(device.multiprocessors) * resident;
+  const int64_t across = n * p.column_classes * p.row_classes * p.groups * vectors, room = int64_t(device.multiprocessors) * std::min(resident, device.threads_per_multiprocessor);
   double least = 0;
   for (int64_t rows = 1; rows <= std::min(class_rows, kLongest); ++rows) {
     const int64_t strips = ceil_div(class_rows, rows);

@@ -12,6 +12,7 @@ namespace fastconv::cuda {
 // What plans need to know of a GPU; the defaults are an H200's.
 struct Device {
   int multiprocessors = 132;
+  int threads_per_multiprocessor = 2048;
   int shared_per_block = 227 * 1024, shared_per_multiprocessor = 228 * 1024;
   int capability = 90;
   int table = 0;  // of measured choices (plan_measured.h); 0: none
@@ -32,7 +33,7 @@ struct StripPlan {
   int columns, rows;
   int64_t vectors, groups, column_classes, strips, row_classes, total;
 };
-// `resident`: threads that a multiprocessor holds.
+// `resident`: threads that a multiprocessor holds as far as registers and shared memory go.
 StripPlan plan_strips(int64_t n, int64_t vectors, int64_t h, int64_t w, int64_t dh, int64_t dw, int columns, int halo_rows, int resident, const Device& device);
 
 // Contiguous planes in bands staged in shared memory: items of `rows` rows of a residue class by `columns` columns, `lanes` threads each.

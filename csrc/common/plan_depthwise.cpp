@@ -110,7 +110,8 @@ DepthwiseBackwardPlan plan_depthwise_backward(const DepthwiseBackward& p, bool w
   DepthwiseBackwardPlan plan{};
   auto by_forward = [&] {
     if (p.input_activation != Activation::identity) return false;
-    plan.turned = plan_depthwise(turned(p), device);
+    // What was measured best for forward passes may be a form that no gradient can take.
+    plan.turned = plan_among(turned(p), {}, device);
     return plan.turned.form == DepthwiseForm::pixels || plan.turned.form == DepthwiseForm::bands;
   };
 

@@ -19,6 +19,7 @@ inline Device query_device(int index) {
   Device d;
   int major = 0, minor = 0;
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&d.threads_per_multiprocessor, cudaDevAttrMaxThreadsPerMultiProcessor, index));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&d.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&d.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));

@@ -3,11 +3,26 @@
 The programs read them as `key=value` words; the seed fixes the operands and the order in which threads run.
 """
 
+from collections.abc import Callable
+from functools import wraps
+
 LAYOUTS = ("contiguous", "channels_last")
+# A GPU whose plans give a thread all the rows of a map: for an H200, maps as small as these are cut into single rows.
+TINY = dict(multiprocessors=1, threads=1)
 
 
 def lines(rows: list[dict], seed: int = 0) -> list[str]:
     return [" ".join(f"{key}={value}" for key, value in {**row, "seed": seed + i}.items()) for i, row in enumerate(rows)]
+
+
+def on_both_devices(cases: Callable[[], list[dict]]) -> Callable[[], list[dict]]:
+    """Every other case on the tiny device."""
+
+    @wraps(cases)
+    def turns() -> list[dict]:
+        return [row | TINY if i % 2 else row for i, row in enumerate(cases())]
+
+    return turns
 
 
 def shift_stitch() -> list[dict]:
@@ -57,6 +72,7 @@ def _pools() -> list[dict]:
     ]
 
 
+@on_both_devices
 def max_pool() -> list[dict]:
     rows = [dict(op="compare")]
     for i, shape in enumerate(_pools()):
@@ -76,6 +92,7 @@ def max_pool() -> list[dict]:
     return rows
 
 
+@on_both_devices
 def max_pool_backward() -> list[dict]:
     return [
         dict(shape, dtype=dtype, layout=layout, fragments=(i + j) % 2, by="indices" if k == 3 or shape.get("k") == 4 else "argmax")
@@ -85,6 +102,7 @@ def max_pool_backward() -> list[dict]:
     ]
 
 
+@on_both_devices
 def avg_pool() -> list[dict]:
     rows = [
         dict(shape, dtype=dtype, layout=layout, fragments=(i + j) % 2, backward=backward, include_pad=(i + k) % 2, divisor=7 if (i + k) % 5 == 0 else 0)
@@ -131,6 +149,7 @@ def _convolutions() -> list[dict]:
     ]
 
 
+@on_both_devices
 def depthwise() -> list[dict]:
     rows = [
         dict(shape, dtype=dtype, layout=layout, bias=(i + j + k) % 2, act=ACTIVATIONS[(i + 3 * j + k) % 7])
@@ -153,6 +172,7 @@ def depthwise() -> list[dict]:
     return rows
 
 
+@on_both_devices
 def depthwise_backward() -> list[dict]:
     rows = [
         dict(shape, dtype=dtype, layout=layout, want=("all", "all", "dw", "dx")[(i + j + k) % 4], input_act=("identity", "relu", "relu6", "identity")[(i + 2 * j + k) % 4])

@@ -24,7 +24,4 @@ inline fastconv::ConvGeometry conv_geometry(const Case& c) {
 // Elements from one image to the next: beyond 32 bits for far=1.
 inline int64_t image_stride(const Case& c) { return c.number("far", 0) ? (int64_t(1) << 31) + 64 : 0; }
 
-// Half the distance of the smallest numbers: what a rounding of a result near zero may be off by.
-inline double least_step(DType t) { return t == DType::f16 ? 0x1p-25 : 0; }
-
 }  // namespace driver

@@ -38,6 +38,8 @@ double rounded(DType, double);
 
 // The smallest relative step of the dtype: 2^-24, 2^-11, 2^-8.
 double unit_roundoff(DType);
+// Half the distance of the smallest numbers: what a rounding of a result near zero may be off by.
+inline double least_step(DType t) { return t == DType::f16 ? 0x1p-25 : 0; }
 
 class Random {
  public:

@@ -4,6 +4,7 @@
 
 #include "conv_case.h"
 #include "cuda/launch.h"
+#include "device_case.h"
 
 namespace {
 
@@ -22,7 +23,7 @@ void run(const Case& c) {
   x.fill(random), weight.fill(random), bias.fill(random);
 
   const DepthwiseForward p{g, t, layout, input_act, act, x.view(), weight.data(), bias.data(), out.mutable_view()};
-  const cuda::DepthwisePlan plan = cuda::plan_depthwise(p, cuda::Device{});
+  const cuda::DepthwisePlan plan = cuda::plan_depthwise(p, device_of(c));
   const std::string form = cuda::depthwise_form_name(plan.form);
   require(c.word("form", form) == form, "the plan chose " + form);
   cuda::launch_depthwise(p, plan, nullptr);

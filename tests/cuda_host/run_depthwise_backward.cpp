@@ -6,6 +6,7 @@
 
 #include "conv_case.h"
 #include "cuda/launch.h"
+#include "device_case.h"
 
 namespace {
 
@@ -45,7 +46,7 @@ void run(const Case& c) {
 
   DepthwiseBackward p{g, t, layout, input_act, x.view(), grad.view(), weight.data(), dx.mutable_view(), nullptr, nullptr};
   if (!want_dx) p.dx.data = nullptr;
-  const cuda::DepthwiseBackwardPlan plan = cuda::plan_depthwise_backward(p, want_dw, cuda::Device{});
+  const cuda::DepthwiseBackwardPlan plan = cuda::plan_depthwise_backward(p, want_dw, device_of(c));
   static const char* const forms[] = {"pixels", "pixels_twice", "bands", "forward", "elements"};
   const std::string form = forms[static_cast<int>(plan.form)];
   require(c.word("form", form) == form, "the plan chose " + form);

@@ -4,6 +4,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/ptx.cuh"
+#include "device_case.h"
 #include "driver.h"
 #include "pool_case.h"
 
@@ -58,7 +59,7 @@ void run(const Case& c) {
   Memory argmax(want == "argmax" ? count : 0, 0), indices(want == "indices" ? count * 8 : 0, 0);
   const double fill = -3.5;
   const MaxPool p{g, t, layout, fill, x.data(), out.data(), want == "argmax" ? argmax.data() : nullptr, want == "indices" ? reinterpret_cast<int64_t*>(indices.data()) : nullptr};
-  cuda::launch_max_pool(p, cuda::plan_max_pool(p, cuda::Device{}), nullptr);
+  cuda::launch_max_pool(p, cuda::plan_max_pool(p, device_of(c)), nullptr);
 
   Comparison result;
   for_each_pooled(g, out, [&](int64_t n, int64_t k, int64_t y, int64_t xx, int64_t b, int64_t u, int64_t v) {

@@ -1,4 +1,4 @@
-// What the programs of the fused kernels share: operands of a case, its reference in float64, the device it is planned for.
+// What the programs of the fused kernels share: operands of a case, its reference in float64, the plan.
 #pragma once
 #include <cmath>
 #include <string>
@@ -7,17 +7,10 @@
 #include "common/plan_separable.h"
 #include "conv_case.h"
 #include "cuda/separable_launch.h"
+#include "device_case.h"
 #include "driver.h"
 
 namespace driver {
-
-inline fastconv::cuda::Device device_of(const Case& c) {
-  fastconv::cuda::Device d;
-  d.multiprocessors = static_cast<int>(c.number("multiprocessors", d.multiprocessors));
-  d.shared_per_block = static_cast<int>(c.number("shared", d.shared_per_block));
-  d.shared_per_multiprocessor = d.shared_per_block + 1024;
-  return d;
-}
 
 constexpr const char* kProducers[] = {"pixels", "planes", "taps"};
 
