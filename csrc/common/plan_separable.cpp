@@ -54,15 +54,22 @@ Memory choose_chunk(const SeparableForward& p, const SeparablePlan& plan, int64_
   return {chunk, block_bytes(p, plan, chunk)};
 }
 
-// Slots for slabs of depthwise results, two named barriers each, of which a block has sixteen.
+// Slots for slabs of depthwise results, two named barriers each, of which a block has sixteen; warps that march, the same ones every time for a slot, one for
+// each unit of a slab at least. A slot is being multiplied: the choice keeps most warps marching beside it.
 void place_slots(const SeparableForward& p, const Device& device, SeparablePlan& plan) {
   constexpr int kMostSlots = 7;
   const TileShape t = tile_shape(plan.form);
   const int64_t slot = t.pixels * kSlabBytes, warps = march_warps(plan.form), rows = row_ring_bytes(static_cast<int>(warps), t.row_stages, 3, 1, 2);
   const int64_t rest = weight_steps(p) * t.channels * kStepBytes + rows + 2 * t.pixels * int64_t(sizeof(int64_t)) + t.channels * int64_t(sizeof(float)) + (plan.smooth ? t.threads * kScratchBytes : 0);
-  const int64_t slots = std::min<int64_t>(kMostSlots, (device.shared_per_block - rest) / slot);
-  plan.slots = slots > 1 ? static_cast<int>(slots) : 0;
-  plan.shared_bytes = static_cast<size_t>(rest + slots * slot);
+  const int64_t fit = std::min<int64_t>(kMostSlots, (device.shared_per_block - rest) / slot), of_slab = plan.units / plan.unit_vectors;
+  int64_t most = 0;
+  for (int64_t slots = 2; slots <= fit; ++slots)
+    for (int64_t marchers = of_slab; marchers <= warps; ++marchers) {
+      const int64_t beside = std::min(marchers, (slots - 1) * of_slab);
+      if (slots * of_slab % marchers != 0 || beside < most) continue;
+      most = beside, plan.slots = static_cast<int>(slots), plan.marchers = static_cast<int>(marchers);
+    }
+  plan.shared_bytes = static_cast<size_t>(rest + plan.slots * slot);
 }
 
 }  // namespace

@@ -94,7 +94,7 @@ struct SeparablePlan {
   int split, chunk;
   int64_t unit_vectors;               // of the chunk's channels, one a unit of the march
   int unit_rows, units;               // rows of a unit; units of a chunk
-  int slots;                          // slabs of depthwise results on their way, where blocks are persistent
+  int slots, marchers;                // where blocks are persistent: slabs of depthwise results on their way, warps that march
   int64_t tiles;                      // of all images
   bool smooth, vectors;               // an activation needs scratch; results are stored in vectors
   bool pack;                          // the pointwise weights need rows of whole 16 bytes

@@ -33,7 +33,7 @@ Phases block_phases(const SeparableForward& p, const SeparablePlan& plan, const 
   const double e = double(element_bytes(p.dtype)), k = double(g.kh), clock = rates.issue / (device.multiprocessors * 128.0);
   const double warps = double(t.threads) / kLanes - (stays ? march_warps(plan.form) : 0);  // those that multiply
   // Those that march: a slot is being multiplied.
-  const double marching = stays ? std::min<double>(march_warps(plan.form), (plan.slots - 1) * double(plan.units / plan.unit_vectors)) : warps;
+  const double marching = stays ? std::min<double>(plan.marchers, (plan.slots - 1) * double(plan.units / plan.unit_vectors)) : warps;
   const double middle = double(g.out_channels()), chunks = double(ceil_div(g.out_channels(), plan.chunk)), o_tiles = double(ceil_div(std::min<int64_t>(plan.split, p.o), t.channels));
   const double passes = chunks > 1 ? o_tiles : 1;  // how often the depthwise part is computed
   const double warp_issue = std::min(kWarpIssue, kSchedulers / warps) * clock;  // instructions a second of each warp, the block alone

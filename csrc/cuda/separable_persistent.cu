@@ -9,6 +9,7 @@ PersistentArgs::PersistentArgs(const SeparableForward& p, const SeparablePlan& p
       tiles(static_cast<int>(plan.tiles)),
       slots(plan.slots),
       steps(static_cast<int>(weight_steps(p))),
+      marchers(plan.marchers),
       by_slots(plan.slots),
       by_tile_units(plan.units),
       by_slab_units(plan.units / plan.unit_vectors) {}

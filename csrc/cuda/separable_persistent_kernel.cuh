@@ -3,7 +3,8 @@
 //
 // Half of the warps march (separable_producers.cuh), the other half multiply, at the same time. Slabs of 64 depthwise channels of a tile pass from the ones
 // to the others through a ring of slots, in the order of tiles and channels. A slot has two named barriers: at `full` those that march it arrive and those
-// that multiply wait; at `free` it is the other way round. Nobody waits for the whole block after the first instructions.
+// that multiply wait; at `free` it is the other way round. A barrier cannot tell one turn of its slot from the next, so the same warps march a slot every time:
+// as many warps march as divide the units of all slots. Nobody waits for the whole block after the first instructions.
 #pragma once
 #include "separable_producers.cuh"
 #include "separable_sums.cuh"
@@ -11,7 +12,7 @@
 namespace fastconv::cuda {
 
 struct PersistentArgs : SeparableArgs {
-  int tiles, slots, steps;  // steps: of 32 bytes, of a row of weights
+  int tiles, slots, steps, marchers;  // steps: of 32 bytes, of a row of weights
   FastDivision by_slots, by_tile_units, by_slab_units;
 
   PersistentArgs(const SeparableForward& p, const SeparablePlan& plan, const void* packed_weight);
@@ -61,6 +62,7 @@ struct PersistentBlock {
   struct Units {
     const PersistentBlock& block;
 
+    FASTCONV_DEVICE int step() const { return block.a.marchers; }
     FASTCONV_DEVICE int count() const { return block.tiles * static_cast<int>(block.a.by_tile_units.divisor); }
     FASTCONV_DEVICE TileAt at(int index) const {
       uint32_t rest;
@@ -83,7 +85,7 @@ struct PersistentBlock {
     feed.start();
     typename Producer::Slots place;
     FASTCONV_NO_UNROLL
-    for (int index = warp; index < units.count(); index += Tile::kMarchers) {
+    for (int index = warp; index < units.count(); index += a.marchers) {
       uint32_t rest, slot;
       const uint32_t round = a.by_slots.divide(a.by_slab_units.divide(static_cast<uint32_t>(index), &rest), &slot);
       Unit u = units.unit(index);
@@ -146,7 +148,7 @@ struct PersistentBlock {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     if (warp < kMultipliers) {
       multiply(warp);
-    } else {
+    } else if (warp - kMultipliers < a.marchers) {
       march(warp - kMultipliers);
     }
   }

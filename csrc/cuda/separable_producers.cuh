@@ -91,6 +91,7 @@ struct RingPixels {
     int first_channel;
 
     FASTCONV_DEVICE int count() const { return a.units; }
+    FASTCONV_DEVICE int step() const { return kWarps; }  // from a warp's unit to its next
     FASTCONV_DEVICE Unit unit(int index) const {
       uint32_t vector, group;
       const uint32_t strip = a.by_vectors.divide(a.by_units_x.divide(static_cast<uint32_t>(index), &group), &vector);
@@ -155,7 +156,7 @@ struct RingPixels {
       ptx::commit_copies();
       y += a.dh, from += row_bytes;
       if (--rows == 0) {
-        unit += kWarps;
+        unit += units.step();
         begin();
       }
     }

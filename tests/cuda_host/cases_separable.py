@@ -29,6 +29,8 @@ def separable() -> list[dict]:
             dict(ring, n=2, c=72, o=200, h=17, w=21, k=3, p=1, multiprocessors=3, residual=1, form="pixels_persistent"),
             dict(ring, n=1, c=304, o=256, h=9, w=13, k=3, p=2, d=2, multiprocessors=2, depthwise="relu", pointwise="relu", columns=8, unit_rows=8, form="pixels_persistent"),
             dict(ring, n=1, c=40, o=24, h=5, w=6, k=3, p=0, input="relu6", columns=4, unit_rows=2, form="pixels_persistent"),
+            dict(ring, n=2, c=296, o=103, h=16, w=27, k=3, p=2, d=2, multiprocessors=3, columns=4, unit_rows=8, form="pixels_persistent_narrow"),
+            dict(ring, n=1, c=72, o=48, h=2, w=67, k=3, p=1, multiprocessors=2, columns=32, unit_rows=2, form="pixels_persistent_narrow"),
             dict(ring, n=2, c=200, o=96, h=17, w=18, k=3, p=1, multiprocessors=5, columns=4, unit_rows=8, form="pixels_persistent_narrow"),
             dict(ring, n=1, c=64, o=37, h=23, w=29, k=3, p=5, d=5, multiprocessors=2, pointwise="silu", form="pixels_persistent_narrow"),
             # More units than warps: rows of the next are on their way while one is marched. And pixels that are no whole 16 bytes.
