@@ -37,7 +37,7 @@ std::vector<Cost> cost_separable(const SeparableForward& p, FloatProducts produc
   static const char* const producers[] = {"strips of channels_last", "strips of planes", "taps"};
   Cost c;
   c.kernel = "separable";
-  c.tile = std::to_string(tile.pixels) + " pixels x " + std::to_string(tile.channels) + " channels, tiles of " + std::to_string(plan.rows) + " x " +
+  c.tile = std::string(tile_form_name(plan.form)) + ": " + std::to_string(tile.pixels) + " pixels x " + std::to_string(tile.channels) + " channels, tiles of " + std::to_string(plan.rows) + " x " +
       std::to_string(plan.columns) + ", " + (persistent(plan.form) ? "all pointwise weights resident, " + std::to_string(plan.slots) + " slots"
        : plan.chunk >= p.g.out_channels() ? "all input channels resident" : "chunks of " + std::to_string(plan.chunk) + " channels") +
       (plan.splits > 1 ? ", output channels in " + std::to_string(plan.splits) + " parts" : "") + ", depthwise part by " + producers[static_cast<int>(plan.producer)];

@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 
+#include "plan_measured.h"
 #include "plan_separable_time.h"
 #include "widest_vector.h"
 
@@ -175,7 +176,8 @@ SeparablePlan plan_separable_as(const SeparableForward& p, FloatProducts product
 
 namespace {
 
-TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const Device& device) {
+// Of all forms, or of the one that is named; no splits where that cannot serve the layer.
+TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const Device& device, const std::string& only) {
   // For K = 3; strides have the first three of them, products in full precision what needs fewer registers.
   static constexpr TileForm kPixelForms[] = {TileForm::pair, TileForm::tall, TileForm::small, TileForm::wide, TileForm::persistent, TileForm::persistent_narrow};
   static constexpr TileForm kFullForms[] = {TileForm::small, TileForm::slim};
@@ -193,6 +195,7 @@ TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const 
     if (best.splits == 0 || seconds < least) least = seconds, best = choice;
   };
   const auto consider_form = [&](Producer producer, TileForm form) {
+    if (!only.empty() && only != tile_form_name(form)) return;
     const TileShape shape = tile_shape(form);
     const SeparablePlan whole = plan_separable_as(p, products, device, {producer, form, 0, 0, 1});
     // Output channels are split where few tiles leave multiprocessors idle.
@@ -226,21 +229,25 @@ TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const 
 
 SeparablePlan plan_separable(const SeparableForward& p, FloatProducts products, const Device& device) {
   // Some hundred candidates are weighed once for a layer; a call finds its own again.
-  using Key = std::array<int64_t, sizeof(ConvGeometry) / sizeof(int64_t) + 10>;
+  constexpr size_t kMost = 4096, kRest = 12;
+  using Key = std::array<int64_t, sizeof(ConvGeometry) / sizeof(int64_t) + kRest>;
   static_assert(sizeof(ConvGeometry) % sizeof(int64_t) == 0);
-  constexpr size_t kMost = 4096;
   static std::mutex mutex;
   static std::map<Key, TileChoice> chosen;
   Key key{};
   std::memcpy(key.data(), &p.g, sizeof p.g);
-  const int64_t rest[] = {p.o, static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.layout), static_cast<int64_t>(products), static_cast<int64_t>(choose_producer(p)), any_smooth(p),
-                          p.residual.data != nullptr, device.multiprocessors, device.shared_per_block, device.shared_per_multiprocessor};
-  std::copy(std::begin(rest), std::end(rest), key.end() - 10);
+  const int64_t rest[kRest] = {p.o, static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.layout), static_cast<int64_t>(products), static_cast<int64_t>(choose_producer(p)), any_smooth(p),
+                               p.residual.data != nullptr, device.multiprocessors, device.shared_per_block, device.shared_per_multiprocessor, device.table, measured_version()};
+  std::copy(std::begin(rest), std::end(rest), key.end() - kRest);
   const std::lock_guard<std::mutex> lock(mutex);
   auto found = chosen.find(key);
   if (found == chosen.end()) {
     if (chosen.size() >= kMost) chosen.clear();
-    found = chosen.emplace(key, choose_tile(p, products, device)).first;
+    // A table may name a tile, or that the layer is fused by whichever is best; and a layer of the class may have an alignment that the named one does not take.
+    const std::string measured = measured_tile(device.table, "depthwise_separable_conv2d", p.dtype, p.layout, p.g, p.o);
+    TileChoice choice = choose_tile(p, products, device, measured);
+    if (choice.splits == 0) choice = choose_tile(p, products, device, {});
+    found = chosen.emplace(key, choice).first;
   }
   return plan_separable_as(p, products, device, found->second);
 }
