@@ -205,7 +205,7 @@ class DepthwiseSeparableConv2d(nn.Module):
             if module is not None:
                 self._places[role] = str(len(self._places))
                 self.add_module(self._places[role], module)
-        self._folded = FoldedWeights()
+        self._folded = FoldedWeights(depthwise_activation)
 
     @property
     def depthwise(self) -> nn.Conv2d:

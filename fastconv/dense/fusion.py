@@ -199,7 +199,7 @@ class Fused(nn.Module):
     def __init__(self, activation: str, depthwise_activation: str | None = None):
         super().__init__()
         self.activation, self.depthwise_activation = activation, depthwise_activation
-        self._folded = FoldedWeights()
+        self._folded = FoldedWeights(depthwise_activation)
 
     def forward(self, x, parts: list[tuple[nn.Conv2d, nn.Module | None]], residual=None):
         # Weights folded for tensors that only have a shape would be kept for those that have numbers.

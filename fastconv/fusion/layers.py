@@ -74,7 +74,7 @@ class Fused:
     def __init__(self, match: Match):
         self.input_activation = match.input_activation
         self.depthwise, self.pointwise = match.depthwise, match.pointwise
-        self.folded = FoldedWeights()
+        self.folded = FoldedWeights(match.depthwise.activation if match.kind == "separable" else None)
 
     def _fold(self, *stages: Stage):
         return self.folded(*((stage.conv, stage.norm) for stage in stages))
