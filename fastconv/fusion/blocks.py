@@ -84,7 +84,8 @@ class Plan:
             absorbed += match.nodes
         code = graph.python_code(root_module="self")
         self.source, self.globals = code.src, dict(code.globals)
-        self._function = None
+        # Not at the first call: torch.compile, which may make it, cannot see through exec.
+        self._function = _compiled(self.source, self.globals)
         self._conditions(region, matches, absorbed)
 
     def _conditions(self, region: Region, matches: list[Match], absorbed: list[fx.Node]) -> None:
@@ -127,8 +128,6 @@ class Plan:
         return not any(module.training for module in self.inactive)
 
     def run(self, block: nn.Module, *args):
-        if self._function is None:
-            self._function = _compiled(self.source, self.globals)
         return self._function(block, *args)
 
     def forget(self) -> None:
@@ -146,6 +145,7 @@ class Plan:
         names = state.pop("_modules_of_globals")
         self.__dict__.update(state)
         self.globals = {k: importlib.import_module(v) if k in names else v for k, v in state["globals"].items()}
+        self._function = _compiled(self.source, self.globals)
 
 
 def _all_frames(node: fx.Node) -> list[str]:
