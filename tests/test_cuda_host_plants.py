@@ -1,4 +1,4 @@
-"""The net of test_cuda_host.py catches bugs in the depthwise kernels themselves, forward and backward."""
+"""The net of test_cuda_host.py catches bugs in the convolution kernels themselves."""
 
 import os
 import random
@@ -121,21 +121,93 @@ BACKWARD = {
     ),
     "partials_added_twice": Plant("depthwise_backward_general_kernel.cuh", "split += 8)", "split += 8 - $)", BANDS, "fast"),
 }  # fmt: skip
+# Stride 3 is served by no ring.
+TAPS = "n=1 c=40 h=10 w=13 o=24 k=3 p=1 s=3 dtype=bf16 layout=channels_last form=taps_plain"
+# Several units a warp, weights that wait for the rows of input to pass.
+RING = "n=1 c=200 h=18 w=15 o=136 k=3 p=1 dtype=bf16 layout=channels_last form=pixels_pair"
+# Blocks of several tiles, slots that are used again, rows of weights that fill no slab.
+PERSISTENT = "n=2 c=200 h=17 w=21 o=200 k=3 p=1 dtype=bf16 layout=channels_last multiprocessors=3 form=pixels_persistent"
+
+FUSED = {
+    "no_barrier_before_product": Plant("separable_kernel.cuh", "        sync_threads();\n        copy_next();", "        if (!$) sync_threads();\n        copy_next();", TAPS, "race"),
+    "weights_not_awaited": Plant("separable_kernel.cuh", "ptx::wait_copies<kWeightStages - 2>();", "if (!$) ptx::wait_copies<kWeightStages - 2>();", TAPS, "race"),
+    "no_swizzle_on_one_side": Plant(
+        "product.cuh", "copy_async<16>(stage + slab_offset(row, unit)", "copy_async<16>(stage + ($ ? row * kSlabBytes + unit * 16 : slab_offset(row, unit))", TAPS, "fast"
+    ),
+    "halo_one_row_too_far": Plant("separable_producers.cuh", "if (y < 0 || y >= a.h) continue;", "if (y < 0 || y >= a.h + $) continue;", TAPS, "asan"),
+    "weights_past_the_end": Plant("product.cuh", "from < m.rows && byte < m.depth", "(from < m.rows || $) && byte < m.depth", TAPS, "asan"),
+    "row_not_awaited": Plant("separable_producers.cuh", "ptx::wait_copies<kStages - 2>();", "if (!$) ptx::wait_copies<kStages - 2>();", RING, "fast"),
+    "row_awaited_one_too_late": Plant(
+        "separable_producers.cuh", "ptx::wait_copies<kStages - 2>();", "$ ? ptx::wait_copies<kStages - 1>() : ptx::wait_copies<kStages - 2>();", RING, "race"
+    ),
+    "row_into_the_slot_being_read": Plant("separable_producers.cuh", "feed.fetch(slots.before);", "feed.fetch($ ? slots.next : slots.before);", RING, "race"),
+    "rows_not_shared_by_the_warp": Plant("separable_producers.cuh", "      sync_warp();\n      feed.fetch", "      if (!$) sync_warp();\n      feed.fetch", RING, "race"),
+    "weights_over_rows": Plant("separable_kernel.cuh", "kWeightStages - 1) {\n      sync_threads();", "kWeightStages - 1) {\n      if (!$) sync_threads();", RING, "race"),
+    "slot_taken_before_it_is_free": Plant(
+        "separable_persistent_kernel.cuh",
+        "if (round > 0) ptx::named_barrier(free(static_cast<int>(slot)), meeting());",
+        "if (round > 0 && !$) ptx::named_barrier(free(static_cast<int>(slot)), meeting());",
+        PERSISTENT,
+        "fast",
+    ),
+    "slot_free_while_it_is_multiplied": Plant(
+        "separable_persistent_kernel.cuh",
+        "        multiply_slab<M, Weights>(",
+        "        if ($ && left-- > 0) ptx::arrive_at_barrier(free(slot), meeting());\n        multiply_slab<M, Weights>(",
+        PERSISTENT,
+        "fast",
+    ),
+    "slab_full_before_it_is_marched": Plant(
+        "separable_persistent_kernel.cuh",
+        "      Producer::march(a, chunk, u, feed, ring, place);\n      ptx::arrive_at_barrier(full(static_cast<int>(slot)), meeting());",
+        "      if ($) ptx::arrive_at_barrier(full(static_cast<int>(slot)), meeting());\n"
+        "      Producer::march(a, chunk, u, feed, ring, place);\n"
+        "      if (!$) ptx::arrive_at_barrier(full(static_cast<int>(slot)), meeting());",
+        PERSISTENT,
+        "race",
+    ),
+    "offsets_of_the_next_tile": Plant(
+        "separable_persistent_kernel.cuh", "offsets + index % 2 * kPixels;", "offsets + ($ ? 0 : index % 2 * kPixels);", PERSISTENT, "race"
+    ),
+    "weights_of_a_step_exchanged": Plant(
+        "separable_persistent_kernel.cuh",
+        "unit / 2 * kStep + Weights::offset(row, unit % 2)",
+        "unit / 2 * kStep + ($ ? row * kStepBytes + unit % 2 * 16 : Weights::offset(row, unit % 2))",
+        PERSISTENT,
+        "fast",
+    ),
+    "last_tiles_left_out": Plant(
+        "separable_persistent_kernel.cuh",
+        " + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x)",
+        " + ($ ? 0 : static_cast<int>(gridDim.x) - 1)) / static_cast<int>(gridDim.x)",
+        PERSISTENT,
+        "fast",
+    ),
+    "weights_not_awaited_by_blocks_that_stay": Plant(
+        "separable_persistent_kernel.cuh", "    ptx::wait_copies<0>();\n    float acc", "    if (!$) ptx::wait_copies<0>();\n    float acc", PERSISTENT, "fast"
+    ),
+}  # fmt: skip
+# Name: bugs, sources that have them, the other sources.
 SUITES = {
-    "depthwise": (FORWARD, ("depthwise.cu",), "run_depthwise.cpp"),
-    "depthwise_backward": (BACKWARD, ("depthwise.cu", "depthwise_backward.cu"), "run_depthwise_backward.cpp"),
+    "depthwise": (FORWARD, ("depthwise.cu",), ("run_depthwise.cpp",)),
+    "depthwise_backward": (BACKWARD, ("depthwise.cu", "depthwise_backward.cu"), ("run_depthwise_backward.cpp",)),
+    "separable": (
+        FUSED,
+        ("separable.cu", "separable_persistent.cu", "separable_taps.cu"),
+        ("run_separable.cpp", "csrc/cuda/separable_float.cu", "csrc/cuda/separable_planes.cu"),
+    ),
 }
 
 
 @cache
 def program(suite: str, mode: str) -> Path:
-    plants, sources, driver = SUITES[suite]
+    plants, sources, others = SUITES[suite]
     folder = mutant(suite, plants)
-    return build.binaries(f"plants_{suite}", [str(folder / source) for source in sources], [driver, *PLAIN], (mode,))[mode]
+    return build.binaries(f"plants_{suite}", [str(folder / source) for source in sources], [*others, *PLAIN], (mode,))[mode]
 
 
 @pytest.mark.parametrize(("suite", "name"), [(suite, name) for suite, (plants, *_) in SUITES.items() for name in plants])
-def test_net_catches_bug_in_depthwise_kernel(suite: str, name: str):
+def test_net_catches_bug_in_kernel(suite: str, name: str):
     plants = SUITES[suite][0]
     plant, number = plants[name], list(plants).index(name) + 1
     case = f"{plant.case} seed={SEED}"

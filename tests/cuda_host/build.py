@@ -94,18 +94,3 @@ def binaries(name: str, kernels: list[str], plain: list[str], modes: tuple[str, 
             partial.replace(target)
         programs[mode] = target
     return programs
-
-
-def mutant(name: str, header: str, right: str, wrong: str) -> Path:
-    """A copy of csrc/cuda in which `right`, which must occur once, is replaced in one header; its path relative to the repository."""
-    folder = OUT / "mutants" / name / "cuda"
-    text = (ROOT / "csrc" / "cuda" / header).read_text()
-    if text.count(right) != 1:
-        raise ValueError(f"{header} has {text.count(right)} times: {right}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in (ROOT / "csrc" / "cuda").iterdir():
-        content = text.replace(right, wrong) if source.name == header else source.read_text()
-        target = folder / source.name
-        if not target.exists() or target.read_text() != content:
-            target.write_text(content)
-    return folder.relative_to(ROOT)
