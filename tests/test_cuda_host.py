@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from cuda_host import build, cases, cases_separable  # noqa: E402
+from cuda_host import build, cases, cases_random, cases_separable  # noqa: E402
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"the CUDA kernels cannot be run on this host: {build.why_not()}")
 
@@ -76,6 +76,7 @@ PLAIN = ["driver.cpp", *(f"csrc/common/{path.name}" for path in sorted((build.RO
 
 # Fresh operands and a fresh order of threads each time; a failure prints the line of its case, seed included.
 SEED = int(os.environ.get("FASTCONV_TEST_SEED", random.randrange(1_000_000)))
+RANDOM_CASES = int(os.environ.get("FASTCONV_RANDOM_CASES", 24))
 JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
 
 
@@ -120,8 +121,19 @@ def test_net_catches_planted_bug(plant: str, mode: str):
 @pytest.mark.parametrize("mode", build.MODES)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_kernels(name: str, mode: str):
+    run_all(name, mode, PROGRAMS[name][2]())
+
+
+@pytest.mark.parametrize("mode", ("fast", "race"))
+@pytest.mark.parametrize("name", cases_random.CASES)
+def test_random_cases(name: str, mode: str):
+    """What the catalogue does not think of; FASTCONV_RANDOM_CASES asks for more of them."""
+    run_all(name, mode, cases_random.draw(name, RANDOM_CASES, SEED))
+
+
+def run_all(name: str, mode: str, rows: list[dict]) -> None:
     binary = program(name)[mode]
-    lines = cases.lines(PROGRAMS[name][2](), SEED)
+    lines = cases.lines(rows, SEED)
     parts = [lines[i::JOBS] for i in range(min(JOBS, len(lines)))]
     with ThreadPoolExecutor(JOBS) as pool:
         reports = [r for r in pool.map(lambda part: execute(binary, part), parts) if r]
