@@ -36,10 +36,10 @@ def _depthwise(dtype, channels_last, k=3, d=2, activation="identity"):
     return x, meta(SIZE[1], 1, k, k, dtype=dtype), meta(SIZE[1], dtype=dtype), (1, 1), (d * (k // 2),) * 4, (d, d), activation
 
 
-def _separable(dtype, channels_last, c=128, o=128, size=64, k=3, allow_tf32=True):
-    x = meta(8, c, size, size, dtype=dtype, channels_last=channels_last)
+def _separable(dtype, channels_last, c=128, o=128, size=64, k=3, d=1, n=8, allow_tf32=True):
+    x = meta(n, c, size, size, dtype=dtype, channels_last=channels_last)
     weights = meta(c, 1, k, k, dtype=dtype), meta(o, c, dtype=dtype)
-    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (k // 2,) * 4, (1, 1), "identity", "relu", "relu", allow_tf32
+    return x, *weights, None, meta(o, dtype=dtype), None, (1, 1), (d * (k // 2),) * 4, (d, d), "identity", "relu", "relu", allow_tf32
 
 
 def depthwise_forward(dtype, channels_last, **options):

@@ -24,12 +24,18 @@ from fastconv.triton.plan import taken, ways  # noqa: E402
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
-def check(family, layer, dtype, channels_last, **options):
-    """Compiles every launch of a layer; returns the reports by kernel name."""
+# Of Ampere, Hopper and Blackwell.
+TENSOR_CORES = r"\b(HMMA|HGMMA|UTC\w*MMA)"
+
+
+def check(family, layer, dtype, channels_last, kernels=None, **options):
+    """Compiles the launches of a layer, or only those of the `kernels` named; returns the reports by kernel name."""
     reports = {}
     for launch in static.launches(family, layer, dtype, channels_last, **options):
-        report = compile_launch(launch, FAMILIES[family])
         name = launch.kernel.__name__
+        if kernels is not None and name not in kernels:
+            continue
+        report = compile_launch(launch, FAMILIES[family])
         assert report.spills == 0, f"{name}: {report.spills} bytes spilled, {launch.arguments}"
         assert report.shared_memory <= FAMILIES[family].shared_memory, name
         taps = launch.arguments.get("KH", 1) * launch.arguments.get("KW", 1)
@@ -37,6 +43,8 @@ def check(family, layer, dtype, channels_last, **options):
         if channels_last and family != "gfx942" and bits is not None:
             wide = dtype != F32 and bits == 128
             assert report.count(r"LDG\.E\.128" if wide else r"LDG\.E\.(64|128)"), f"{name}: no global loads of {bits} bits"
+        if dtype == F32 and not options.get("allow_tf32", True):
+            assert not report.count(TENSOR_CORES), f"{name}: operands rounded to TF32 in full precision"
         reports[name] = report
     return reports
 
@@ -66,6 +74,7 @@ QUICK = [
     ("gfx942", depthwise_forward, BF16, True),
     ("gfx942", max_pool, BF16, True),
 ]
+OPERANDS = {"half": (BF16, True), "tf32": (F32, True), "ieee": (F32, False)}
 
 
 def names(cases):
@@ -99,16 +108,45 @@ def test_larger_kernels_compile(family, k, d, channels_last):
     check(family, depthwise_backward, BF16, channels_last, k=k, d=d)
 
 
+@pytest.mark.parametrize("family", ["sm_90", "sm_100"])
+def test_full_precision_multiplies_without_tensor_cores(family):
+    """Triton 3.6 may take tcgen05, which rounds operands to TF32, where a program of sm_100 has 4 or 8 warps (triton issue 10176)."""
+    assert check(family, separable_forward, F32, True, allow_tf32=False)["separable_fused"].count("FFMA")
+    assert check(family, separable_forward, F32, True, allow_tf32=True)["separable_fused"].count(TENSOR_CORES)
+
+
 @pytest.mark.all_tiles
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("c,o,size", [(64, 64, 64), (256, 256, 64), (512, 512, 32), (728, 728, 33), (512, 512, 7), (24, 20, 16)])
-def test_every_separable_tile_compiles(family, c, o, size):
-    for dtype in (BF16, F32):
-        check(family, separable_forward, dtype, True, c=c, o=o, size=size)
-        check(family, static.separable_backward, dtype, True, c=c, o=o, size=size)
+@pytest.mark.parametrize("operands", OPERANDS)
+@pytest.mark.parametrize("c,o,n,size", [(512, 512, 8, 32), (728, 728, 8, 33), (512, 512, 8, 7), (1024, 1024, 32, 7), (24, 20, 8, 16)])
+def test_every_separable_tile_compiles(family, operands, c, o, n, size):
+    dtype, allow_tf32 = OPERANDS[operands]
+    for layer in (separable_forward, static.separable_backward):
+        check(family, layer, dtype, True, c=c, o=o, n=n, size=size, allow_tf32=allow_tf32)
 
 
-COUNTED = pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="the instructions that these figures count are those of triton 3.6")
+# As many rows and columns as a tile has, fewer columns, and residue classes of two rows.
+SHAPES = ((8, 64, 1), (64, 7, 1), (8, 33, 18))
+# The kernels whose tiles take a shape from the map.
+SHAPED = ("separable_fused", "gradient_of_intermediate", "pointwise_gradient")
+
+
+@pytest.mark.all_tiles
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("operands", OPERANDS)
+@pytest.mark.parametrize("channels", [64, 128, 256])
+@pytest.mark.parametrize("n,size,d", SHAPES)
+def test_fused_tiles_compile_in_every_shape(family, operands, channels, n, size, d):
+    dtype, allow_tf32 = OPERANDS[operands]
+    for layer in (separable_forward, static.separable_backward):
+        for channels_last in (True, False):
+            options = {"c": channels, "o": channels, "n": n, "size": size, "d": d, "allow_tf32": allow_tf32}
+            check(family, layer, dtype, channels_last, SHAPED, **options)
+
+
+COUNTED = pytest.mark.skipif(
+    not triton.__version__.startswith("3.6."), reason="the instructions that these figures count are those of triton 3.6"
+)
 
 # Instructions an element in the loop over rows, bfloat16 channels_last, K = 3; what each kernel is for.
 CEILINGS = {depthwise_forward: 20.5, max_pool: 36, max_pool_backward: 45, static.avg_pool: 20}

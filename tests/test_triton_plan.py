@@ -68,6 +68,20 @@ def test_bytes_and_operations_of_the_fused_kernel():
     assert step.registers is None and step.bound == "memory"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_precision_has_tiles_and_rates_of_its_own(family):
+    """Products bind sooner there, and tiles that were measured under TF32 are not taken."""
+    x, pointwise = meta(8, 256, 64, 64, dtype=torch.float32, channels_last=True), meta(256, 256, dtype=torch.float32)
+    arguments = (x, meta(256, 1, 3, 3, dtype=torch.float32), pointwise, *separable(256, 64)[3:])
+    (rounded,), (full,) = (
+        planner.plan("depthwise_separable_conv2d", (*arguments, tf32), FAMILIES[family], compiled=False) for tf32 in (True, False)
+    )
+    assert full.bound == "multiply-adds" and full.seconds > rounded.seconds
+    with tuning.use(tuning.Table("")), tuning.asked() as keys:
+        planner.plan("depthwise_separable_conv2d", (*arguments, False), FAMILIES[family], compiled=False)
+    assert [key.dtype for key in keys] == ["float32 ieee"]
+
+
 def test_the_intermediate_stays_on_the_chip():
     steps = planner.plan("depthwise_separable_conv2d", separable(512, 64), FAMILIES["sm_90"], compiled=False)
     assert [step.kernel for step in steps] == ["depthwise_ring", "pointwise_product"] * (len(steps) // 2)

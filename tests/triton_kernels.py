@@ -132,6 +132,17 @@ def test_separable(case, channels_last):
     check("depthwise_separable_conv2d", (x, *weights, *biases, extra), geometry, dtype)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="changes the interpreter's tiles; on a GPU small maps take these")
+@layouts(("gathered",), both=("gathered",))
+def test_dilated_tiles_without_a_ring(case, channels_last, monkeypatch):
+    """What maps and residue classes smaller than a tile take: more columns than there are, and gathered taps of rows a dilation apart."""
+    tile = triton_backend.configs.Fused(4, 8, 16, 16, False, {"num_warps": 4})
+    monkeypatch.setattr(triton_backend.configs, "_interpreted", lambda: tile)
+    inputs = (tensor(1, 5, 7, 5, dtype=F32, channels_last=channels_last), tensor(5, 1, 3, 3, dtype=F32), tensor(6, 5, dtype=F32))
+    geometry = ((1, 1), (3, 3, 2, 2), (3, 2), "identity", "relu", "identity")
+    check("depthwise_separable_conv2d", (*inputs, tensor(5, dtype=F32), tensor(6, dtype=F32), None), geometry, F32)
+
+
 # (N, C, H, W), kernel, stride, padding, dilation, ceil_mode, fragments, dtype
 POOLS = {
     "plain": ((2, 5, 5, 6), (3, 3), (2, 2), (1, 1), (1, 1), False, False, F32),

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import torch
 
 from fastconv import backends, tuning
+from fastconv._arguments import convolutions_take_tf32
 from fastconv.cli import predict_cuda
 
 # Kinds of GPU that Triton's tile tables know; a copy of the names, so that help needs no Triton.
@@ -20,7 +21,8 @@ def rates(kind: str, dtype: torch.dtype, products: bool) -> tuple[float, float]:
     from fastconv.triton.plan import RATES
 
     known = RATES[kind]
-    return known.tensor[4 if dtype == torch.float32 else 2] if products else 2 * known.issue, known.copy
+    operands = "half" if dtype != torch.float32 else "tf32" if convolutions_take_tf32() else "ieee"
+    return known.products[operands] if products else 2 * known.issue, known.copy
 
 
 def source(kind: str) -> str:

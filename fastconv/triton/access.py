@@ -2,9 +2,8 @@
 
 A row that a tap shifts starts at any address, so its loads are 16 bits wide and cost instructions; copies cost memory traffic. Both are
 predicted for each layer, from instructions that were counted in the compiled kernels (instructions.json, written by
-`python -m bench.triton_static --write`) and the rates of the device, and the cheaper one is taken. A transposing load, which would fetch
-aligned rows and shift them on the chip, has no form in Triton: registers of a block cannot be shifted by a column, and `tl.gather` brings
-each shifted column back as one access to shared memory, no fewer than the loads that it replaces.
+`python -m bench.triton_static --write`) and the rates of the device, and the cheaper one is taken. A third way, loads of aligned rows that
+are shifted on the chip (`tl.gather`), was compiled and is not taken: docs/triton-kernels.md has the counts.
 """
 
 import json

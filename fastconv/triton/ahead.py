@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -37,12 +38,18 @@ MARCHING = ("depthwise_ring", "depthwise_backward_ring", "max_pool_ring", "avg_p
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiled kernel says of itself. `code` is SASS, or AMD assembly."""
+    """What the compiled kernel says of itself."""
 
-    code: str
     registers: int
     spills: int  # bytes a thread, or on AMD spilled registers
     shared_memory: int
+    binary: bytes  # a cubin, or AMD assembly
+    is_cubin: bool
+
+    @cached_property
+    def code(self) -> str:
+        """SASS, or AMD assembly. Disassembled when asked for: it takes as long as compiling does."""
+        return _run_on_file("nvdisasm", self.binary) if self.is_cubin else self.binary.decode()
 
     def count(self, pattern: str) -> int:
         """Instructions that match a regular expression."""
@@ -117,19 +124,25 @@ def compile_launch(launch: Launch, family: Family) -> Report:
     return _amd_report(compiled)
 
 
+def _run_on_file(tool: str, cubin: bytes, *options: str) -> str:
+    """What one of the CUDA tools that come with Triton prints of a cubin."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
 def _cuda_report(compiled) -> Report:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
-        cubin.flush()
-        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-        code = subprocess.run([tools / "nvdisasm", cubin.name], capture_output=True, text=True, check=True).stdout
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
+    cubin = compiled.asm["cubin"]
+    usage = _run_on_file("cuobjdump", cubin, "-res-usage")
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage).group(1)) for name in ("REG", "STACK"))
     # A frame on the stack is where ptxas puts spills, and nothing else in these kernels needs one.
-    return Report(code, registers, stack, compiled.metadata.shared)
+    return Report(registers, stack, compiled.metadata.shared, cubin, True)
 
 
 def _amd_report(compiled) -> Report:
     code = compiled.asm["amdgcn"]
     number = {key: int(value) for key, value in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", code)}
-    return Report(code, number["vgpr_count"], number["vgpr_spill_count"] + number["sgpr_spill_count"], compiled.metadata.shared)
+    spills = number["vgpr_spill_count"] + number["sgpr_spill_count"]
+    return Report(number["vgpr_count"], spills, compiled.metadata.shared, code.encode(), False)

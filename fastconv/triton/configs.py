@@ -14,6 +14,7 @@ import torch
 
 from .. import tuning
 from .launch import INTERPRETED, Conv, Pool, ceil_div, family_of, power_of_two
+from .rates import LAUNCH_SECONDS, RATES
 
 # ---- rows: what the tables hold, and what the tuner writes -------------------------------------------------------------------------
 
@@ -84,63 +85,86 @@ _STRIPS = {
 _TAPS = Strip(16, 1024, 4)
 _GATHER = {"channels_last": Strip(32, 1024, 4), "contiguous": Strip(256, 1024, 4)}
 
-# By layout and bytes of an element, narrowest first: the first row whose bn holds all output channels, else the last.
-_FUSED_FLOAT32 = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128))
+# Tables of products go by what they multiply: "half" for both 16-bit dtypes, "tf32", or "ieee" for float32 in full precision.
+#
+# Full precision is multiply-adds of threads that hold their part of the accumulator and a chunk of both operands, so chunks are short and
+# warps few. On sm_100 its rows have neither 4 nor 8 warps: with these, Triton 3.6 may multiply float32 by tcgen05, which rounds operands to
+# TF32 whatever precision was asked for (triton issue 10176; 3.9 does not).
+
+# By layout and operands, narrowest first: the first row whose bn holds all output channels, else the last.
+_FUSED_TF32 = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128))
+_FUSED_IEEE = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 16, 128, 4, 1, 168))
 _FUSED = {
     "any": {
-        ("channels_last", 2): (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
-        ("contiguous", 2): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
-        ("channels_last", 4): _FUSED_FLOAT32,
-        ("contiguous", 4): _FUSED_FLOAT32,
+        ("channels_last", "half"): (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
+        ("contiguous", "half"): (
+            FusedRow(8, 128, 32, 64, 8, 1, 128),
+            FusedRow(4, 64, 64, 128, 8, 1, 128),
+            FusedRow(4, 64, 64, 256, 16, 1, 128),
+        ),
+        ("channels_last", "tf32"): _FUSED_TF32,
+        ("contiguous", "tf32"): _FUSED_TF32,
+        ("channels_last", "ieee"): _FUSED_IEEE,
+        ("contiguous", "ieee"): _FUSED_IEEE,
     },
 }
-# One block of eight warps with the registers of two issues a quarter less than sixteen warps with half of them each.
-_FUSED["sm_90"] = {
-    (layout, size): (*rows[:2], FusedRow(4, 64, 64, 256, 8)) if size == 2 else rows for (layout, size), rows in _FUSED["any"].items()
-}
+# wgmma leaves operands in shared memory. One block of eight warps with the registers of two issues a quarter less than sixteen warps with
+# half of them each; two of four warps a seventh less than two of eight.
+_WIDEST_SM_90 = {"half": FusedRow(4, 64, 64, 256, 8), "tf32": FusedRow(4, 64, 32, 128, 4, 1, 255), "ieee": _FUSED_IEEE[-1]}
+_FUSED["sm_90"] = {key: (*rows[:-1], _WIDEST_SM_90[key[1]]) for key, rows in _FUSED["any"].items()}
 # Tiles of eight rows have more masks than the scalar registers of gfx942 hold.
 _FUSED["gfx942"] = _FUSED["any"] | {
-    ("channels_last", 2): (FusedRow(4, 64, 64, 64, 8, 1, 128), *_FUSED["any"]["channels_last", 2][1:]),
+    ("channels_last", "half"): (FusedRow(4, 64, 64, 64, 8, 1, 128), *_FUSED["any"]["channels_last", "half"][1:]),
+    ("contiguous", "half"): (*_FUSED["any"]["contiguous", "half"][:2], FusedRow(4, 64, 32, 256, 16, 1, 128)),
 }
 # Nearer to their registers' end: shorter chunks where pixels are contiguous.
-_FUSED["sm_80"] = _FUSED["sm_100"] = _FUSED["any"] | {
-    ("contiguous", 2): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128), FusedRow(4, 64, 32, 256, 16, 1, 128))
+_FUSED["sm_80"] = _FUSED["any"] | {
+    ("contiguous", "half"): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128), FusedRow(4, 64, 32, 256, 16, 1, 128))
+}
+_FUSED["sm_100"] = _FUSED["sm_80"] | {
+    (layout, "ieee"): (FusedRow(4, 32, 16, 64, 2, 1, 255), FusedRow(4, 32, 16, 128, 2, 1, 255))
+    for layout in ("channels_last", "contiguous")
 }
 # Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
 FUSED_CHANNELS = 256
-# ... except on maps of so few pixels (of the whole batch) that a launch is most of the time.
+# ... except where computing it again for each block of output channels takes less than a launch. Instructions an element and tap, as
+# counted for nine taps.
+FUSED_INSTRUCTIONS = 4
+# Pixels of the whole batch up to which narrower tiles are taken while processors go without.
 SMALL_MAP = 2048
 
 # bk counts output channels, bn input channels. Operands of all stages lie in shared memory, of which AMD has 64 KB.
 _INTERMEDIATE = {
-    "any": {2: FusedRow(4, 64, 64, 128, 8, 3), 4: FusedRow(4, 64, 32, 64, 8, 3)},
-    "gfx942": {2: FusedRow(4, 64, 32, 128, 8, 2), 4: FusedRow(4, 64, 32, 64, 8, 2)},
+    "any": {"half": FusedRow(4, 64, 64, 128, 8, 3), "tf32": FusedRow(4, 64, 32, 64, 8, 3), "ieee": FusedRow(4, 64, 32, 64, 8, 3)},
+    "gfx942": {"half": FusedRow(4, 64, 32, 64, 8, 2), "tf32": FusedRow(4, 32, 32, 64, 8, 2), "ieee": FusedRow(4, 32, 32, 64, 8, 2)},
 }
+_INTERMEDIATE["sm_100"] = _INTERMEDIATE["any"] | {"half": FusedRow(4, 64, 64, 64, 8, 3), "ieee": FusedRow(4, 64, 32, 64, 16, 3, 128)}
 
 # bk counts output channels, bn input channels; smaller before wgmma, whose operands need not be in registers.
 _POINTWISE_GRADIENT = {
-    "any": {2: FusedRow(4, 64, 128, 64, 8), 4: FusedRow(4, 64, 64, 32, 8)},
-    "sm_80": {2: FusedRow(4, 64, 64, 32, 8), 4: FusedRow(2, 32, 64, 32, 8, 1, 255)},
+    "any": {"half": FusedRow(4, 64, 128, 64, 8), "tf32": FusedRow(4, 64, 64, 32, 8), "ieee": FusedRow(4, 32, 128, 64, 8, 1, 255)},
     # Masks of 64 pixels are more than the scalar registers of gfx942 hold.
-    "gfx942": {2: FusedRow(2, 32, 128, 64, 8), 4: FusedRow(2, 32, 64, 32, 8)},
+    "gfx942": {"half": FusedRow(2, 32, 128, 64, 8), "tf32": FusedRow(2, 32, 64, 32, 8), "ieee": FusedRow(2, 32, 64, 32, 8)},
 }
+_POINTWISE_GRADIENT["sm_80"] = _POINTWISE_GRADIENT["any"] | {"half": FusedRow(4, 64, 64, 32, 8), "tf32": FusedRow(2, 32, 64, 32, 8, 1, 255)}
+_POINTWISE_GRADIENT["sm_100"] = _POINTWISE_GRADIENT["any"] | {"ieee": FusedRow(4, 32, 128, 64, 16)}
 
 # For large maps, and for those that would leave processors without a tile. An accumulator of 128 x 256 takes wgmma or better: with the
 # products of Ampere it spills.
 _PRODUCT = {
     "any": {
-        2: (Product(128, 64, 256, 8, 3), Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
-        4: (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
-    },
-    "sm_80": {
-        2: (Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
-        4: (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
+        "half": (Product(128, 64, 256, 8, 3), Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
+        "tf32": (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
+        "ieee": (Product(64, 16, 128, 4, 3), Product(64, 32, 64, 4, 3)),
     },
     "gfx942": {
-        2: (Product(128, 32, 128, 8, 2), Product(64, 32, 64, 4, 2)),
-        4: (Product(64, 32, 64, 4, 2),),
+        "half": (Product(128, 32, 128, 8, 2), Product(64, 32, 64, 4, 2)),
+        "tf32": (Product(64, 32, 64, 4, 2),),
+        "ieee": (Product(64, 32, 64, 4, 2),),
     },
 }
+_PRODUCT["sm_80"] = _PRODUCT["any"] | {"half": _PRODUCT["any"]["half"][1:]}
+_PRODUCT["sm_100"] = _PRODUCT["any"] | {"ieee": (Product(128, 16, 128, 16, 3), Product(32, 16, 64, 2, 3))}
 
 # ---- what the tuner tries ----------------------------------------------------------------------------------------------------------
 
@@ -199,11 +223,14 @@ def layout_name(is_channels_last: bool) -> str:
 _NOT_MEASURED = object()
 
 
-def _measured(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str):
+def _measured(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, operands: str | None = None):
     """The row that was measured best, None for depthwise and product apart, or _NOT_MEASURED."""
     if tuning.table_of(x.device) is None:
         return _NOT_MEASURED
-    tile = tuning.tile(x.device, "triton", tuning.key_of(stage, x.dtype, is_channels_last, shape))
+    key = tuning.key_of(stage, x.dtype, is_channels_last, shape)
+    if operands == "ieee":
+        key = key._replace(dtype=f"{key.dtype} ieee")
+    tile = tuning.tile(x.device, "triton", key)
     if tile is None:
         return _NOT_MEASURED
     if tile.get("apart"):
@@ -237,6 +264,11 @@ def _strip_row(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, 
 
 def element_size(x: torch.Tensor) -> int:
     return 4 if x.dtype == torch.float32 else 2
+
+
+def operands_of(x: torch.Tensor, precision: str) -> str:
+    """What a product of maps of x's dtype multiplies, as tables name it."""
+    return precision if x.dtype == torch.float32 else "half"
 
 
 # ---- strips ------------------------------------------------------------------------------------------------------------------------
@@ -328,6 +360,9 @@ def permute(x: torch.Tensor, images: int, channels: int, is_channels_last: bool,
 # ---- products ----------------------------------------------------------------------------------------------------------------------
 
 
+REGISTERS = 65536  # of a processor
+
+
 @dataclass(frozen=True)
 class Fused:
     """A tile of a kernel that multiplies: bh x bw pixels, bk input channels at a time, bn output channels."""
@@ -341,13 +376,17 @@ class Fused:
 
     @classmethod
     def of(cls, row: FusedRow, height: int, width: int, step_y: int, bk: int, bn: int) -> "Fused":
-        """Rows as the residue class has them, the rest of the pixels as columns, as far as there are columns; at least the 16 pixels that a
-        product takes. A chunk has at least the 16 channels that one takes, and no more than there are."""
-        class_height = power_of_two(ceil_div(height, step_y))
-        bh = min(row.rows, class_height)
-        bw = max(min(row.pixels // bh, power_of_two(width)), 16 // bh)
-        bh = min(row.rows, max(row.pixels // bw, 1), class_height)
-        return cls(bh, bw, bk, bn, row.ring, {"num_warps": row.warps, "num_stages": row.stages, "maxnreg": row.maxnreg})
+        """Rows and columns as the table has them, which is the shape that it was made for, where the map has as many. On smaller maps, and
+        in smaller residue classes, as many rows as there are, and columns for the rest of the pixels, some of them beyond the map: a
+        product of fewer pixels would take another instruction and other registers. Taps are gathered there, because a ring of other rows
+        and columns spills."""
+        class_height, bw = power_of_two(ceil_div(height, step_y)), row.pixels // row.rows
+        fits = row.rows <= class_height and bw <= power_of_two(width)
+        bh = row.rows if fits else min(class_height, row.pixels // min(bw, power_of_two(width)))
+        # All registers there are: left to itself, ptxas spills a few bytes to have more warps resident.
+        maxnreg = row.maxnreg if fits else min(255, REGISTERS // (32 * row.warps))
+        options = {"num_warps": row.warps, "num_stages": row.stages, "maxnreg": maxnreg}
+        return cls(bh, row.pixels // bh, bk, bn, row.ring and fits, options)
 
 
 def _chunk(most: int, channels: int) -> int:
@@ -358,26 +397,29 @@ def _interpreted() -> Fused:
     return Fused(2, 8, 16, 16, True, {"num_warps": 4})
 
 
-def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int) -> Fused | None:
+def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> Fused | None:
     """The tile of the fused kernel, or None for depthwise and product apart."""
     if INTERPRETED:
         return _interpreted() if conv.out_channels <= 24 else None
-    row = _measured("depthwise_separable_conv2d", x, is_channels_last, conv_class(conv, o))
+    operands = operands_of(x, precision)
+    row = _measured("depthwise_separable_conv2d", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
-        row = _fused_row(x, conv, o, is_channels_last)
+        row = _fused_row(x, conv, o, is_channels_last, operands)
     return None if row is None else Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, conv.out_channels), row.bn)
 
 
-def _fused_row(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool) -> FusedRow | None:
-    pixels = conv.n * conv.oh * conv.ow
-    if pixels > SMALL_MAP and (conv.out_channels > FUSED_CHANNELS or o > FUSED_CHANNELS):
-        return None
-    table = _of_family(_FUSED, x.device)[layout_name(is_channels_last), element_size(x)]
+def _fused_row(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, operands: str) -> FusedRow | None:
+    pixels, family = conv.n * conv.oh * conv.ow, family_of(x.device)
+    table = _of_family(_FUSED, x.device)[layout_name(is_channels_last), operands]
     rows = [row for row in table if row.bn < o] + [row for row in table if row.bn >= o][:1]
     row = rows.pop()
-    while rows and pixels <= SMALL_MAP and ceil_div(pixels, row.pixels) * ceil_div(o, row.bn) < family_of(x.device).processors:
-        # A small map: repeat the depthwise part rather than leave processors without a tile.
+    while rows and pixels <= SMALL_MAP and ceil_div(pixels, row.pixels) * ceil_div(o, row.bn) < family.processors:
+        # Repeat the depthwise part rather than leave processors without a tile.
         row = rows.pop()
+    if max(conv.out_channels, o) > FUSED_CHANNELS:
+        repeated = pixels * conv.out_channels * ceil_div(o, row.bn) * conv.taps * FUSED_INSTRUCTIONS
+        if repeated > LAUNCH_SECONDS * RATES[family.key].issue:
+            return None
     return row
 
 
@@ -392,38 +434,40 @@ def image_runs(conv: Conv, element_size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + images, conv.n)) for begin in range(0, conv.n, images)]
 
 
-def product(m: torch.Tensor, images: int, pixels: int, is_channels_last: bool, o: int) -> Product:
+def product(m: torch.Tensor, images: int, pixels: int, is_channels_last: bool, o: int, precision: str) -> Product:
     """The tile for maps (images, C, 1, pixels)."""
     if INTERPRETED:
         return Product(16, 32, 16, 4, 1)
-    shape = tuning.shape_class((images, m.shape[1], 1, pixels), o)
-    row = _measured("pointwise_product", m, is_channels_last, shape)
+    shape, operands = tuning.shape_class((images, m.shape[1], 1, pixels), o), operands_of(m, precision)
+    row = _measured("pointwise_product", m, is_channels_last, shape, operands)
     if row is not _NOT_MEASURED:
         return row
-    for row in _of_family(_PRODUCT, m.device)[element_size(m)]:
+    for row in _of_family(_PRODUCT, m.device)[operands]:
         programs = images * ceil_div(pixels, row.bm) * ceil_div(o, row.bn)
         if row.bn <= power_of_two(o) and programs >= family_of(m.device).processors:
             break
     return row
 
 
-def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int) -> Fused:
+def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> Fused:
     """bk counts output channels here, bn input channels."""
     if INTERPRETED:
         return _interpreted()
-    row = _measured("gradient_of_intermediate", x, is_channels_last, conv_class(conv, o))
+    operands = operands_of(x, precision)
+    row = _measured("gradient_of_intermediate", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
-        row = _of_family(_INTERMEDIATE, x.device)[element_size(x)]
+        row = _of_family(_INTERMEDIATE, x.device)[operands]
     return Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
 
 
-def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int) -> tuple[Fused, bool]:
+def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> tuple[Fused, bool]:
     """(tile, stored): bk counts output channels, bn input channels; `stored`: m comes from a depthwise pass, because it would be computed
     again for every block of output channels."""
     if INTERPRETED:
         return _interpreted(), conv.out_channels > 24
-    row = _measured("pointwise_gradient", x, is_channels_last, conv_class(conv, o))
+    operands = operands_of(x, precision)
+    row = _measured("pointwise_gradient", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
-        row = _of_family(_POINTWISE_GRADIENT, x.device)[element_size(x)]
+        row = _of_family(_POINTWISE_GRADIENT, x.device)[operands]
     stored = o > FUSED_CHANNELS
     return Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels)), stored

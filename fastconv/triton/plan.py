@@ -14,7 +14,7 @@ import torch
 
 from .access import Access, copies
 from .ahead import Report, compile_launch
-from .configs import SCRATCH_BYTES, element_size
+from .configs import SCRATCH_BYTES, operands_of
 from .launch import INTERPRETED, Family, Launch, Recorder, ceil_div, record
 from .rates import LAUNCH_SECONDS, RATES
 
@@ -120,7 +120,8 @@ def _step(launch: Launch, family: Family, moved: int, report: Report | None) -> 
     times = {"memory": moved / rates.copy}
     if products:
         tensor = next(value for value in arguments.values() if isinstance(value, torch.Tensor))
-        times["tensor cores"] = products / rates.tensor[element_size(tensor)]
+        operands = operands_of(tensor, arguments["PRECISION"])
+        times["multiply-adds" if operands == "ieee" else "tensor cores"] = products / rates.products[operands]
     instructions = None
     if report is not None and family.name == "cuda":
         # What is outside of the loop runs once.

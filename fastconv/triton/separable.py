@@ -1,17 +1,17 @@
-"""depthwise_separable_conv2d forward.
+"""depthwise_separable_conv2d forward:
 
-*Fused*: a program owns a tile of pixels and of output channels. Per chunk of input channels it computes the depthwise tile in registers,
-in float32, activates
-it, rounds it to the operands' dtype and multiplies it into the accumulator; the intermediate never leaves the chip. The tile is BH rows of
-BW
-columns of one residue class: at stride 1 each of its BH + KH - 1 input rows is loaded and converted once for each column shift and serves
-all the output rows
-that want it (a ring unrolled over the tile); otherwise the taps of every pixel are gathered.
+    m = act1(depthwise(act0(x)) + depthwise_bias)          out = act2(pointwise @ m + pointwise_bias + residual)
+
+depthwise and pointwise convolutions as in Howard et al., MobileNets (2017), and Chollet, Xception (2017).
+
+*Fused*: a program owns a tile of pixels and of output channels. Per chunk of input channels it computes the depthwise tile in registers, in
+float32, activates it, rounds it to the operands' dtype and multiplies it into the accumulator; the intermediate m never leaves the chip. The
+tile is BH rows of BW columns of one residue class: at stride 1 each of its BH + KH - 1 input rows is loaded and converted once for each
+column shift and serves all the output rows that want it (a ring unrolled over the tile); otherwise the taps of every pixel are gathered.
 
 *Split*: where the output channels do not fit in one tile, the fused kernel would repeat the depthwise part for each of their blocks. There
-the depthwise kernel
-writes the intermediate to a scratch buffer, a few images at a time so that it stays in the second-level cache, and a matrix product reads
-it back.
+the depthwise kernel writes the intermediate to a scratch buffer, a few images at a time so that it stays in the second-level cache, and a
+matrix product reads it back.
 """
 
 import math
@@ -238,7 +238,7 @@ def run_product(m, pointwise_weight, bias, residual, grad, out, is_channels_last
     if is_channels_last and not wide(n * pixels * max(c, o)):
         # Images follow one another without a seam, so that small ones fill tiles.
         n, pixels = 1, n * pixels
-    tile = configs.product(m, n, pixels, is_channels_last, o)
+    tile = configs.product(m, n, pixels, is_channels_last, o, precision)
     pixel_blocks, channel_blocks = ceil_div(pixels, tile.bm), ceil_div(o, tile.bn)
     launch(
         pointwise_product,
@@ -273,7 +273,7 @@ def run_separable(
     out = empty_map(x, (conv.n, o, conv.oh, conv.ow), is_channels_last)
     if out.numel() == 0:
         return out
-    tile = configs.separable_forward(x, conv, o, is_channels_last, fused_ring(conv)[1])
+    tile = configs.separable_forward(x, conv, o, is_channels_last, fused_ring(conv)[1], precision)
     if tile is not None:
         _fused(
             x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last,
@@ -294,10 +294,10 @@ def run_separable(
     return out
 
 
-def _through_copies(x, conv: Conv, o: int, residual) -> bool:
+def _through_copies(x, conv: Conv, o: int, residual, precision: str) -> bool:
     if x.numel() == 0:
         return False
-    tile = configs.separable_forward(x, conv, o, False, fused_ring(conv)[1])
+    tile = configs.separable_forward(x, conv, o, False, fused_ring(conv)[1], precision)
     kernel, blocks = ("depthwise_ring", 1) if tile is None else ("separable_fused", ceil_div(o, tile.bn))
     return access.through_copies(x, conv, kernel, blocks, o, 2 if residual is None else 3)
 
@@ -310,10 +310,10 @@ def depthwise_separable_conv2d(
     check.tensor_map(residual, "residual", (conv.n, o, conv.oh, conv.ow), input)
     activations = check.activations(input_activation, depthwise_activation, pointwise_activation)
     is_channels_last = channels_last(input)
-    runs_channels_last = is_channels_last or _through_copies(input, conv, o, residual)
+    precision = dot_precision(input.dtype, allow_tf32)
+    runs_channels_last = is_channels_last or _through_copies(input, conv, o, residual, precision)
     out = run_separable(
         dense(input, runs_channels_last), depthwise_weight.contiguous(), pointwise_weight.contiguous(), vector(depthwise_bias),
-        vector(pointwise_bias), dense(residual, runs_channels_last), conv, runs_channels_last, activations,
-        dot_precision(input.dtype, allow_tf32),
+        vector(pointwise_bias), dense(residual, runs_channels_last), conv, runs_channels_last, activations, precision,
     )  # fmt: skip
     return dense(out, is_channels_last)

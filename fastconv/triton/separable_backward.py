@@ -141,7 +141,7 @@ def _gradient_of_intermediate(
     o = pointwise_weight.shape[0]
     dz1 = empty_map(x, conv.out_shape, is_channels_last)
     ring, step_y, step_x = _steps(conv, is_channels_last)
-    tile = configs.gradient_of_intermediate(x, conv, o, is_channels_last, step_y)
+    tile = configs.gradient_of_intermediate(x, conv, o, is_channels_last, step_y, precision)
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.bh, tile.bw)
     channel_blocks = ceil_div(conv.out_channels, tile.bn)
     launch(
@@ -170,7 +170,7 @@ def _pointwise_gradient(
     weight_gradient = torch.empty_like(pointwise_weight) if want_weight else nothing(x)
     bias_gradient = x.new_empty(o) if want_bias else nothing(x)
     ring, step_y, step_x = _steps(conv, is_channels_last)
-    tile, stored = configs.pointwise_gradient(x, conv, o, is_channels_last, step_y)
+    tile, stored = configs.pointwise_gradient(x, conv, o, is_channels_last, step_y, precision)
     stored = stored and want_weight
     if stored:
         x = run_depthwise(x, depthwise_weight, depthwise_bias, conv, is_channels_last, activations[0], activations[1])
