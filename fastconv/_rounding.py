@@ -7,15 +7,22 @@ does what it does to the mean of a channel at full size: that, more than their n
 from __future__ import annotations
 
 import math
+from functools import cache
 
-import numpy
 import torch
 from torch import Tensor, nn
 
 from .reference import ACTIVATIONS
 
-# Gauss-Hermite: exact for polynomials, and for activations with their kinks as near as the normal distribution is.
-_POINTS, _MASSES = numpy.polynomial.hermite_e.hermegauss(24)
+
+@cache
+def _normal_distribution() -> tuple[Tensor, Tensor]:
+    """Points and their masses by Gauss-Hermite: exact for polynomials, and for activations with their kinks as near as the normal
+    distribution is."""
+    from numpy.polynomial.hermite_e import hermegauss  # not with fastconv: torch alone is enough to run the operators
+
+    points, masses = hermegauss(24)
+    return torch.from_numpy(points), torch.from_numpy(masses / math.sqrt(2 * math.pi))
 
 
 def moments(norm: nn.Module, activation: str, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -26,8 +33,8 @@ def moments(norm: nn.Module, activation: str, shift: Tensor | None = None) -> tu
     centre = torch.zeros_like(like) if norm.bias is None else norm.bias.double()
     if shift is not None:
         centre = centre + shift
-    masses = torch.as_tensor(_MASSES / math.sqrt(2 * math.pi)).to(like)
-    values = ACTIVATIONS[activation](centre[:, None] + deviation[:, None] * torch.as_tensor(_POINTS).to(like))
+    points, masses = (part.to(like) for part in _normal_distribution())
+    values = ACTIVATIONS[activation](centre[:, None] + deviation[:, None] * points)
     mean = values @ masses
     return mean, (values.square() @ masses - mean.square()).clamp_min(0)
 
