@@ -4,6 +4,10 @@
 
 namespace fastconv {
 
+// The kernels include no standard library.
+constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -21,8 +25,7 @@ constexpr int64_t dense_length(int64_t size, int64_t padding, int64_t dilation, 
   const int64_t dense = size + 2 * padding - dilation * (kernel - 1);
   if (!ceil_mode) return dense;
   const int64_t reaching = floor_div(dense - 1 + stride - 1, stride), starting = floor_div(size + padding - 1, stride);
-  const int64_t prolonged = (reaching < starting ? reaching : starting) * stride + 1;
-  return prolonged > dense ? prolonged : dense;
+  return max64(min64(reaching, starting) * stride + 1, dense);
 }
 
 // Rows that fragment `offset` really holds; the rest of its ceil(dense / stride) rows is filled.

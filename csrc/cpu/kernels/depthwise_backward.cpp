@@ -23,10 +23,10 @@ void backward(
 void reduce_lanes(const DepthwiseBackward& p, const DepthwiseBackwardPlan& plan, int64_t chunk, const float* partials) {
   const ConvGeometry& g = p.g;
   const int64_t taps = g.taps(), lanes = plan.blocks * L;
-  const int64_t first = chunk * plan.chunk * g.multiplier, channels = least(plan.chunk * g.multiplier, g.out_channels() - first);
+  const int64_t first = chunk * plan.chunk * g.multiplier, channels = min64(plan.chunk * g.multiplier, g.out_channels() - first);
   for (int64_t c = 0; c < channels; c += L)
     for (int64_t t = 0; t <= taps; t += L) {
-      const int64_t rows = least<int64_t>(L, taps + 1 - t);
+      const int64_t rows = min64(L, taps + 1 - t);
       vf sum[L] = {};
       for (int64_t strip = 0; strip < g.n * plan.strips; ++strip) {
         const float* part = partials + ((strip * plan.chunks + chunk) * (taps + 1) + t) * lanes + c;
@@ -35,7 +35,7 @@ void reduce_lanes(const DepthwiseBackward& p, const DepthwiseBackwardPlan& plan,
       if (p.db && t + rows == taps + 1) store_lanes(p.db + first + c, sum[rows - 1], channels - c);
       if (!p.dw || t == taps) continue;
       transpose(sum);
-      for (int64_t i = 0; i < least<int64_t>(L, channels - c); ++i) store_lanes(p.dw + (first + c + i) * taps + t, sum[i], taps - t);
+      for (int64_t i = 0; i < min64(L, channels - c); ++i) store_lanes(p.dw + (first + c + i) * taps + t, sum[i], taps - t);
     }
 }
 
@@ -43,9 +43,9 @@ void reduce_lanes(const DepthwiseBackward& p, const DepthwiseBackwardPlan& plan,
 void reduce_channels(const DepthwiseBackward& p, const DepthwiseBackwardPlan& plan, int64_t chunk, const float* partials) {
   const ConvGeometry& g = p.g;
   const int64_t taps = g.taps(), first = chunk * plan.chunk * g.multiplier;
-  for (int64_t c = first; c < least(first + plan.chunk * g.multiplier, g.out_channels()); ++c)
+  for (int64_t c = first; c < min64(first + plan.chunk * g.multiplier, g.out_channels()); ++c)
     for (int64_t t = 0; t <= taps; t += L) {
-      const int64_t n = least<int64_t>(L, taps + 1 - t);
+      const int64_t n = min64(L, taps + 1 - t);
       vf sum = {};
       for (int64_t strip = 0; strip < g.n * plan.strips; ++strip) sum += load_lanes(partials + (strip * g.out_channels() + c) * (taps + 1) + t, n);
       if (p.dw && t < taps) store_lanes(p.dw + c * taps + t, sum, taps - t);

@@ -18,8 +18,8 @@ struct AxisClass {
   // The taps [*lo, *hi) that meet input position i inside the output.
   void taps_at(int64_t i, int64_t out, int64_t* lo, int64_t* hi) const {
     const int64_t far = origin + i, over = far - (out - 1);
-    *lo = over > 0 ? least(taps, ceil_div(over, shift)) : 0;
-    *hi = far < 0 ? 0 : least(taps, far / shift + 1);
+    *lo = over > 0 ? min64(taps, ceil_div(over, shift)) : 0;
+    *hi = far < 0 ? 0 : min64(taps, far / shift + 1);
     if (*hi < *lo) *hi = *lo;
   }
 };
@@ -31,7 +31,7 @@ inline AxisClass axis_class(int64_t first, int64_t size, int64_t kernel, int64_t
     a = b, b = r;
   }
   AxisClass c = {size > first ? ceil_div(size - first, stride) : 0, 0, stride / a, 0, 0, dilation / a};
-  for (int64_t k = 0; k < least(c.tap_step, kernel); ++k)
+  for (int64_t k = 0; k < min64(c.tap_step, kernel); ++k)
     if ((first + pad - k * dilation) % stride == 0) {
       c.tap0 = k;
       c.taps = (kernel - 1 - k) / c.tap_step + 1;

@@ -29,7 +29,7 @@ struct RowOrder {
   }
   int64_t position(int64_t row) const {
     const int64_t residue = row % step;
-    return residue * (rows / step) + least(residue, rows % step) + row / step;
+    return residue * (rows / step) + min64(residue, rows % step) + row / step;
   }
 };
 
@@ -50,11 +50,11 @@ struct Buffers {
     slots = g.sh == 1 ? g.kh : (g.kh - 1) * g.dh / g.sh + 2;
     pad_left = 0;
     int64_t pad_right = 0;
-    for (int64_t r = 0; r < least(g.sw, g.w); ++r) {
+    for (int64_t r = 0; r < min64(g.sw, g.w); ++r) {
       const AxisClass c = axis_class(r, g.w, g.kw, g.sw, g.dw, g.pl);
       if (!c.taps) continue;
-      pad_left = most(pad_left, (c.taps - 1) * c.shift - c.origin);
-      pad_right = most(pad_right, c.origin + c.count - g.ow);
+      pad_left = max64(pad_left, (c.taps - 1) * c.shift - c.origin);
+      pad_right = max64(pad_right, c.origin + c.count - g.ow);
     }
     slot_floats = (pad_left + g.ow + pad_right) * lanes;
     ring = carve.take<float>(slots * slot_floats);
@@ -78,9 +78,9 @@ class PixelWorker {
  public:
   PixelWorker(const DepthwiseBackward& p, const ActivationGate& gate, const DepthwiseBackwardPlan& plan, float* partials, void* scratch)
       : p_(p), gate_(gate), plan_(plan), g_(p.g), partials_(partials), b_(p.g, plan.blocks, scratch), in_order_(p.g.h, p.g), out_order_(p.g.oh, p.g) {
-    for (int64_t r = 0; r < least(g_.sh, g_.h); ++r) b_.row_classes[r] = axis_class(r, g_.h, g_.kh, g_.sh, g_.dh, g_.pt);
+    for (int64_t r = 0; r < min64(g_.sh, g_.h); ++r) b_.row_classes[r] = axis_class(r, g_.h, g_.kh, g_.sh, g_.dh, g_.pt);
     Segment* next = b_.segments;
-    for (int64_t r = 0; r < least(g_.sw, g_.w); ++r) next = split_columns(r, next);
+    for (int64_t r = 0; r < min64(g_.sw, g_.w); ++r) next = split_columns(r, next);
     const int64_t used = (b_.pad_left + g_.ow) * b_.lanes;
     for (int64_t s = 0; s < b_.slots; ++s) {
       float* slot = b_.ring + s * b_.slot_floats;
@@ -94,7 +94,7 @@ class PixelWorker {
     const int64_t c0 = index % plan_.chunks * plan_.chunk, strip = index / plan_.chunks % plan_.strips;
     n_ = index / plan_.chunks / plan_.strips;
     c0_ = c0;
-    channels_ = least(plan_.chunk, g_.c - c0);
+    channels_ = min64(plan_.chunk, g_.c - c0);
     out_channels_ = channels_ * g_.multiplier;
     dw_ = partials_ + index * (g_.taps() + 1) * b_.lanes;
     memset(dw_, 0, sizeof(float) * (g_.taps() + 1) * b_.lanes);
@@ -179,7 +179,7 @@ class PixelWorker {
       stage_input(y);
     }
     for (int64_t c = 0; c < out_channels_; c += L)
-      for (int64_t r = 0; r < least(g_.sw, g_.w); ++r)
+      for (int64_t r = 0; r < min64(g_.sw, g_.w); ++r)
         for (int64_t s = 0; s < b_.columns[r].segment_count; ++s)
           segment(axis, j0, j1, b_.columns[r], b_.columns[r].segments[s], c, x + r * x_step + c, x_step * g_.sw, dx + r * dx_step + c, dx_step * g_.sw);
     if (p_.dx.data && !direct) finish_row(y);
@@ -232,7 +232,7 @@ class PixelWorker {
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t t = s.t0 + parts.begin(group), cols = parts.begin(group + 1) - parts.begin(group);
       for (int64_t j = j0; j < j1;) {
-        const int64_t count = least<int64_t>(rows_at_once(int(cols)), j1 - j);
+        const int64_t count = min64(rows_at_once(int(cols)), j1 - j);
         const int64_t tap = (rows.tap0 + j * rows.tap_step) * g_.kw + column.axis.tap0 + t * column.axis.tap_step;
         run.weight = b_.weight + tap * b_.lanes + c;
         run.dw = dw_ + tap * b_.lanes + c;
@@ -275,14 +275,14 @@ DepthwiseBackwardPlan plan_pixels(const DepthwiseBackward& p) {
   const Buffers one(g, 1, nullptr);
   const int64_t row_bytes = 4 * (one.slots * one.slot_floats + 2 * g.w * L), weight_bytes = 8 * g.taps() * L;
   const int64_t total = ceil_div(g.out_channels(), int64_t(L));
-  const int64_t fitting = most<int64_t>(1, least(total, least(kRowBytes / most<int64_t>(1, row_bytes), kWeightBytes / weight_bytes)));
+  const int64_t fitting = max64(1, min64(total, min64(kRowBytes / max64(1, row_bytes), kWeightBytes / weight_bytes)));
   plan.chunks = ceil_div(total, fitting);
   const int64_t lanes = ceil_div(total, plan.chunks) * L;
-  plan.chunk = g.multiplier == 1 ? lanes : most<int64_t>(1, lanes / g.multiplier);
+  plan.chunk = g.multiplier == 1 ? lanes : max64(1, lanes / g.multiplier);
   plan.chunks = ceil_div(g.c, plan.chunk);
   plan.blocks = ceil_div(plan.chunk * g.multiplier, int64_t(L));
   const int64_t items = g.n * plan.chunks;
-  plan.strips = items ? most<int64_t>(1, least(ceil_div(kItems, items), g.h / kLeastRows)) : 1;
+  plan.strips = items ? max64(1, min64(ceil_div(kItems, items), g.h / kLeastRows)) : 1;
   plan.items = items * plan.strips;
   plan.scratch_bytes = Buffers(g, plan.blocks, nullptr).bytes;
   plan.partial_bytes = 4 * plan.items * (g.taps() + 1) * plan.blocks * L;

@@ -26,8 +26,8 @@ struct Strip {
 Strip strip_of(const ConvGeometry& g, const AxisClass& rows, int64_t strips, int64_t index) {
   const Parts in{strips, g.h}, out{strips, g.oh};
   Strip s = {in.begin(index), in.begin(index + 1), out.begin(index), out.begin(index + 1), 0, 0};
-  s.g0 = least(s.own_g0, most<int64_t>(0, rows.origin + s.y0 - (g.kh - 1) * g.dh));
-  s.g1 = most(s.own_g1, least(g.oh, rows.origin + s.y1));
+  s.g0 = min64(s.own_g0, max64(0, rows.origin + s.y0 - (g.kh - 1) * g.dh));
+  s.g1 = max64(s.own_g1, min64(g.oh, rows.origin + s.y1));
   return s;
 }
 
@@ -53,14 +53,14 @@ struct Buffers {
     rows = axis_class(0, g.h, g.kh, 1, g.dh, g.pt), cols = axis_class(0, g.w, g.kw, 1, g.dw, g.pl);
     int64_t unused;
     cols.taps_at(0, g.ow, &t0, &unused);
-    cols.taps_at(most<int64_t>(g.w, 1) - 1, g.ow, &unused, &t1);
-    period = g.w / common_divisor(most<int64_t>(g.w, 1), L);
+    cols.taps_at(max64(g.w, 1) - 1, g.ow, &unused, &t1);
+    period = g.w / common_divisor(max64(g.w, 1), L);
     guard = round_up(((g.kh - 1) * g.dh + 2) * g.w + 3 * L, int64_t(L));
     int64_t staged = 0, longest = 0;
     for (int64_t i = 0; i < strips; ++i) {
       const Strip s = strip_of(g, rows, strips, i);
-      staged = most(staged, s.g1 - s.g0);
-      longest = most(longest, s.y1 - s.y0);
+      staged = max64(staged, s.g1 - s.g0);
+      longest = max64(longest, s.y1 - s.y0);
     }
     pixels = round_up(longest * g.w, int64_t(L));
     Carver carve(memory);
@@ -135,7 +135,7 @@ class PlaneWorker {
       int64_t unused;
       Segment next = {v, v + 1, 0, 0};
       b_.rows.taps_at(s_.y0 + v * L / g_.w, g_.oh, &next.t0, &unused);
-      b_.rows.taps_at(s_.y0 + (least((v + 1) * L, pixels_) - 1) / g_.w, g_.oh, &unused, &next.t1);
+      b_.rows.taps_at(s_.y0 + (min64((v + 1) * L, pixels_) - 1) / g_.w, g_.oh, &unused, &next.t1);
       if (!next.has_taps()) next.t0 = next.t1 = 0;
       Segment* last = b_.segments + segment_count_ - 1;
       if (segment_count_ > 0 && last->t0 == next.t0 && last->t1 == next.t1)
@@ -194,7 +194,7 @@ class PlaneWorker {
   }
 
   void segment(const Segment& s, const float* x, float* dx, const float* weight, bool more) const {
-    const int64_t begin = s.i0 * L, end = least(s.i1 * L, pixels_);
+    const int64_t begin = s.i0 * L, end = min64(s.i1 * L, pixels_);
     if (!s.has_taps() || b_.t1 <= b_.t0) {
       if (wanted_ != want_dw && !more) memset(dx + begin, 0, sizeof(float) * (end - begin));
       return;
@@ -210,7 +210,7 @@ class PlaneWorker {
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t t = b_.t0 + parts.begin(group), cols = parts.begin(group + 1) - parts.begin(group);
       for (int64_t j = s.t0; j < s.t1;) {
-        const int64_t count = least<int64_t>(rows_at_once(int(cols)), s.t1 - j);
+        const int64_t count = min64(rows_at_once(int(cols)), s.t1 - j);
         run.weight = weight + j * g_.kw + t;
         run.dw = b_.dw + (j * g_.kw + t) * L;
         run.masks = b_.masks + (t - b_.t0) * kMaskWords;
@@ -252,11 +252,11 @@ DepthwiseBackwardPlan plan_planes(const DepthwiseBackward& p) {
   const ConvGeometry& g = p.g;
   DepthwiseBackwardPlan plan = {};
   plan.flat = true;
-  plan.chunk = least(g.c, most<int64_t>(1, kReduceChannels / g.multiplier));
+  plan.chunk = min64(g.c, max64(1, kReduceChannels / g.multiplier));
   plan.chunks = ceil_div(g.c, plan.chunk);
   const int64_t planes = g.n * g.c;
-  plan.strips = planes ? most(ceil_div(g.h * g.w, kStripPixels), least(ceil_div(kItems, planes), g.h / kLeastRows)) : 1;
-  plan.strips = least(most<int64_t>(1, plan.strips), g.h);
+  plan.strips = planes ? max64(ceil_div(g.h * g.w, kStripPixels), min64(ceil_div(kItems, planes), g.h / kLeastRows)) : 1;
+  plan.strips = min64(max64(1, plan.strips), g.h);
   plan.items = planes * plan.strips;
   plan.scratch_bytes = Buffers(g, plan.strips, nullptr).bytes;
   plan.partial_bytes = 4 * plan.strips * g.n * g.out_channels() * (g.taps() + 1);

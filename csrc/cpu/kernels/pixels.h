@@ -1,13 +1,9 @@
 // Runs of pixels of a map <-> float32 scratch with the channels innermost, whatever the map's layout and dtype.
 #pragma once
+#include "common/shape.h"
 #include "transpose.h"
 
 namespace fastconv::FASTCONV_ISA {
-
-template <class T>
-FASTCONV_INLINE T least(T a, T b) { return a < b ? a : b; }
-template <class T>
-FASTCONV_INLINE T most(T a, T b) { return a > b ? a : b; }
 
 template <class T>
 FASTCONV_INLINE vf load_lanes(const T* p, int64_t n) { return n >= L ? load(p) : load_part(p, int(n)); }
@@ -33,7 +29,7 @@ inline void load_pixels(const T* from, int64_t channel_stride, int64_t pixel_str
       vf block[L];
       for (int i = 0; i < L; ++i) block[i] = c + i < channels ? load_lanes(from + (c + i) * channel_stride + p, pixels - p) : vf{};
       transpose(block);
-      const int64_t n = least<int64_t>(L, pixels - p);
+      const int64_t n = min64(L, pixels - p);
       for (int64_t i = 0; i < n; ++i) store(to + (p + i) * step + c, block[i]);
     }
 }
@@ -48,10 +44,10 @@ inline void store_pixels(T* to, int64_t channel_stride, int64_t pixel_stride, in
   for (int64_t c = 0; c < channels; c += L)
     for (int64_t p = 0; p < pixels; p += L) {
       vf block[L];
-      const int64_t n = least<int64_t>(L, pixels - p);
+      const int64_t n = min64(L, pixels - p);
       for (int i = 0; i < L; ++i) block[i] = i < n ? load(from + (p + i) * step + c) : vf{};
       transpose(block);
-      const int64_t rows = least<int64_t>(L, channels - c);
+      const int64_t rows = min64(L, channels - c);
       for (int64_t i = 0; i < rows; ++i) store_lanes(to + (c + i) * channel_stride + p, block[i], pixels - p);
     }
 }

@@ -6,9 +6,6 @@
 
 namespace fastconv::FASTCONV_ISA {
 
-constexpr int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 // Taps t with 0 <= start + t * dilation < size are [lo, hi).
 FASTCONV_INLINE TapRange valid_taps(int64_t start, int64_t dilation, int64_t taps, int64_t size) {
   const int64_t lo = start < 0 ? min64(taps, ceil_div(-start, dilation)) : 0;
