@@ -93,7 +93,7 @@ _GATHER = {"channels_last": Strip(32, 1024, 4), "contiguous": Strip(256, 1024, 4
 
 # By layout and operands, narrowest first: the first row whose bn holds all output channels, else the last.
 _FUSED_TF32 = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128))
-_FUSED_IEEE = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 16, 128, 4, 1, 168))
+_FUSED_IEEE = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 16, 128, 4, 1, 255))
 _FUSED = {
     "any": {
         ("channels_last", "half"): (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
