@@ -7,7 +7,7 @@ A `Tile` of a strip kernel holds `elements` = columns x channels; how they divid
 up to the table's `columns`, the rest channels. Under the interpreter tiles are small, so that small maps still have several of everything.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product as combinations
 
 import torch
@@ -449,6 +449,11 @@ def product(m: torch.Tensor, images: int, pixels: int, is_channels_last: bool, o
     return row
 
 
+def _gathered(tile: Fused, operands: str) -> Fused:
+    """Where taps are gathered, fewer channels: 16-bit tiles are the ones with so many that a tap of every pixel spills."""
+    return tile if tile.ring or operands != "half" else replace(tile, bk=min(tile.bk, 64), bn=max(16, tile.bn // 2))
+
+
 def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> Fused:
     """bk counts output channels here, bn input channels."""
     if INTERPRETED:
@@ -457,7 +462,7 @@ def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_la
     row = _measured("gradient_of_intermediate", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
         row = _of_family(_INTERMEDIATE, x.device)[operands]
-    return Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
+    return _gathered(Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels)), operands)
 
 
 def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> tuple[Fused, bool]:
@@ -470,4 +475,5 @@ def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bo
     if row is _NOT_MEASURED:
         row = _of_family(_POINTWISE_GRADIENT, x.device)[operands]
     stored = o > FUSED_CHANNELS
-    return Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels)), stored
+    tile = Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
+    return tile if stored else _gathered(tile, operands), stored
