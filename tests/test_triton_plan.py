@@ -82,6 +82,24 @@ def test_full_precision_has_tiles_and_rates_of_its_own(family):
     assert [key.dtype for key in keys] == ["float32 ieee"]
 
 
+def test_a_measured_tile_cannot_round_full_precision():
+    """On sm_100 some releases of Triton multiply by tcgen05 with four or eight warps, whatever precision is asked for."""
+    x, pointwise = meta(8, 256, 64, 64, dtype=torch.float32, channels_last=True), meta(256, 256, dtype=torch.float32)
+    arguments = (x, meta(256, 1, 3, 3, dtype=torch.float32), pointwise, *separable(256, 64)[3:], False)
+
+    def warps(family, tile=None):
+        with tuning.use(tuning.Table("")), tuning.asked() as keys:
+            planner.plan("depthwise_separable_conv2d", arguments, FAMILIES[family], compiled=False)
+        entries = {} if tile is None else {key: tuning.Entry(None, {"triton": tile}) for key in keys}
+        with tuning.use(tuning.Table("", entries)):
+            return {step.warps for step in planner.plan("depthwise_separable_conv2d", arguments, FAMILIES[family], compiled=False)}
+
+    measured = {"rows": 4, "pixels": 32, "bk": 16, "bn": 256, "warps": 8}
+    assert warps("sm_90", measured) == {8}
+    assert warps("sm_100", measured) == warps("sm_100")
+    assert warps("sm_100", measured | {"warps": 16}) == {16}
+
+
 def test_the_intermediate_stays_on_the_chip():
     steps = planner.plan("depthwise_separable_conv2d", separable(512, 64), FAMILIES["sm_90"], compiled=False)
     assert [step.kernel for step in steps] == ["depthwise_ring", "pointwise_product"] * (len(steps) // 2)

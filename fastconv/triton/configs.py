@@ -89,7 +89,8 @@ _GATHER = {"channels_last": Strip(32, 1024, 4), "contiguous": Strip(256, 1024, 4
 #
 # Full precision is multiply-adds of threads that hold their part of the accumulator and a chunk of both operands, so chunks are short and
 # warps few. On sm_100 its rows have neither 4 nor 8 warps: with these, Triton 3.6 may multiply float32 by tcgen05, which rounds operands to
-# TF32 whatever precision was asked for (triton issue 10176; 3.9 does not).
+# TF32 whatever precision was asked for (triton issue 10176; 3.9 does not). A table of measured choices cannot bring them back.
+_ROUNDED_WHATEVER_IS_ASKED = {"sm_100": (4, 8)}
 
 # By layout and operands, narrowest first: the first row whose bn holds all output channels, else the last.
 _FUSED_TF32 = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128))
@@ -236,9 +237,11 @@ def _measured(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, o
     if tile.get("apart"):
         return None
     try:
-        return _ROWS.get(stage, Strip)(**tile)
+        row = _ROWS.get(stage, Strip)(**tile)
     except TypeError as error:
         raise ValueError(f"the table of measured choices has a tile for {stage} that is none: {tile} ({error})") from error
+    rounded = operands == "ieee" and row.warps in _ROUNDED_WHATEVER_IS_ASKED.get(family_of(x.device).key, ())
+    return _NOT_MEASURED if rounded else row
 
 
 def _of_family(table: dict, device: torch.device):
