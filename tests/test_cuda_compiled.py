@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,14 @@ LOOPS = {
 
 @cache
 def kernels(source: str, architecture: int) -> dict[str, sass.Kernel]:
+    # nvcc works on one core: who asks for one architecture will ask for the others.
+    wanted = {architecture, *ARCHITECTURES}
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        return sass.read(dict(zip(wanted, pool.map(partial(compiled, source), wanted), strict=True))[architecture])
+
+
+def compiled(source: str, architecture: int) -> Path:
+    """The source as nvcc compiles it, cached by the content of everything it includes."""
     OUT.mkdir(parents=True, exist_ok=True)
     path = ROOT / "csrc" / "cuda" / f"{source}.cu"
     digest = hashlib.sha256(repr((FLAGS, architecture, find_nvcc())).encode())
@@ -147,12 +156,12 @@ def kernels(source: str, architecture: int) -> dict[str, sass.Kernel]:
     digest.update(path.read_bytes())
     cubin = OUT / f"{source}.{architecture}.{digest.hexdigest()[:16]}.cubin"
     if not cubin.exists():
-        partial = cubin.with_suffix(f".{os.getpid()}.tmp")
-        command = [find_nvcc(), *FLAGS, f"-arch=sm_{architecture}", "-o", str(partial), str(path)]
+        unfinished = cubin.with_suffix(f".{os.getpid()}.tmp")
+        command = [find_nvcc(), *FLAGS, f"-arch=sm_{architecture}", "-o", str(unfinished), str(path)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-        partial.replace(cubin)
-    return sass.read(cubin)
+        unfinished.replace(cubin)
+    return cubin
 
 
 def test_every_source_is_listed():
