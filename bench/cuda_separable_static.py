@@ -13,13 +13,14 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from fastconv.tuning import FUSED_TILES
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "cuda_static"
 sys.path.insert(0, str(ROOT / "tests"))
 
 # What a second brings of each unit, as in csrc/common/rates.h.
 DRAM, L2, ISSUE, TENSOR = 4.3e12, 5.5e12, 29.6e12, 600e12
-FORMS = ("pair", "tall", "wide", "small", "slim", "plain", "persistent", "persistent_narrow")  # in the order of TileForm
 
 SHAPES = [  # name, n, c, o, h, w, k, d
     ("C = 64", 32, 64, 64, 256, 256, 3, 1),
@@ -80,7 +81,7 @@ def compiled(architecture: int):
         if match:
             parts = match.groupdict()
             k, stride = int(parts.get("k", 3)), int(parts.get("stride", 1))
-            found[FORMS[int(parts["form"])], k, stride] = kernel, kernel.march(8 * k * k).interior("FFMA", "STS") / 8
+            found[FUSED_TILES[int(parts["form"])], k, stride] = kernel, kernel.march(8 * k * k).interior("FFMA", "STS") / 8
     return found
 
 

@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include "common/names.h"
 #include "common/shape.h"
 #include "cpu/isa.h"
 
@@ -12,16 +13,14 @@ namespace py = pybind11;
 namespace fastconv {
 
 DType parse_dtype_name(const std::string& name) {
-  if (name == "float32") return DType::f32;
-  if (name == "float16") return DType::f16;
-  if (name == "bfloat16") return DType::bf16;
-  if (name == "float64") return DType::f64;
+  for (const DType t : {DType::f32, DType::f16, DType::bf16, DType::f64})
+    if (name == dtype_name(t)) return t;
   throw py::value_error("dtype: expected float32, float16, bfloat16 or float64, got '" + name + "'");
 }
 
 Layout parse_layout_name(const std::string& name) {
-  if (name == "contiguous") return Layout::contiguous;
-  if (name == "channels_last") return Layout::channels_last;
+  for (const Layout l : {Layout::contiguous, Layout::channels_last})
+    if (name == layout_name(l)) return l;
   throw py::value_error("layout: expected contiguous or channels_last, got '" + name + "'");
 }
 

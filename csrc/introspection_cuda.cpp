@@ -22,8 +22,9 @@ struct Chip {
   cuda::Rates rates;
 
   explicit Chip(const py::dict& given) {
-    for (const char* name : {"multiprocessors", "capability"})
-      if (given.contains(name)) (name[0] == 'm' ? device.multiprocessors : device.capability) = given[name].cast<int>();
+    // They say what kind it is, whose rates others then replace.
+    if (given.contains("multiprocessors")) device.multiprocessors = given["multiprocessors"].cast<int>();
+    if (given.contains("capability")) device.capability = given["capability"].cast<int>();
     rates = cuda::rates_of(device);
     for (const auto& [key, value] : given) {
       const std::string name = py::str(key);

@@ -1,14 +1,10 @@
 #include "cost_choice.h"
 
-#include <algorithm>
-#include <array>
 #include <cstdio>
-#include <cstring>
-#include <iterator>
-#include <map>
-#include <mutex>
 
+#include "names.h"
 #include "plan_measured.h"
+#include "remembered.h"
 #include "widest_vector.h"
 
 namespace fastconv::cuda {
@@ -51,7 +47,7 @@ SeparableChoice weigh_separable(const SeparableForward& p, FloatProducts product
   SeparableChoice choice{};
   choice.fused_seconds = total_seconds(cost_separable(p, products, device, rates));
   choice.library_seconds = total_seconds(cost_library(p, products, device, rates));
-  const std::string tile = measured_tile(device.table, "depthwise_separable_conv2d", p.dtype, p.layout, p.g, p.o);
+  const std::string tile = measured_tile(device.table, p);
   choice.measured = !tile.empty();
   // The library reads torch's flags when it runs, and no operator argument: full products are promised by the fused kernel alone.
   const bool keeps_promise = p.dtype != DType::f32 || products == FloatProducts::tf32;
@@ -60,33 +56,21 @@ SeparableChoice weigh_separable(const SeparableForward& p, FloatProducts product
 }
 
 SeparableChoice choose_separable(const SeparableForward& p, FloatProducts products, const Device& device) {
-  constexpr size_t kRest = 14, kMost = 4096;
-  static_assert(sizeof(ConvGeometry) % sizeof(int64_t) == 0);
-  using Key = std::array<int64_t, sizeof(ConvGeometry) / sizeof(int64_t) + kRest>;
-  static std::mutex mutex;
-  static std::map<Key, SeparableChoice> chosen;
-  const int64_t rest[kRest] = {
+  static Remembered<SeparableChoice, 14> chosen;
+  const int64_t rest[] = {
       p.o, static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.layout), static_cast<int64_t>(products), static_cast<int64_t>(choose_producer(p)),
       smooth_activation(p.input_activation), smooth_activation(p.depthwise_activation), static_cast<int64_t>(p.pointwise_activation), p.residual.data != nullptr,
       p.pointwise_bias != nullptr, device.multiprocessors, device.capability, device.table, measured_version()};
-  Key key{};
-  std::memcpy(key.data(), &p.g, sizeof p.g);
-  std::copy(std::begin(rest), std::end(rest), key.end() - kRest);
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = chosen.find(key);
-  if (found != chosen.end()) return found->second;
-  if (chosen.size() >= kMost) chosen.clear();
-  return chosen[key] = weigh_separable(p, products, device, rates_of(device));
+  return chosen.of(p.g, rest, [&] { return weigh_separable(p, products, device, rates_of(device)); });
 }
 
 std::string describe_choice(const SeparableForward& p, FloatProducts products, const SeparableChoice& choice) {
-  static const char* const dtypes[] = {"float32 multiplied in full", "float16", "bfloat16", "float64"};
-  const char* dtype = p.dtype == DType::f32 && products == FloatProducts::tf32 ? "float32 multiplied in TF32" : dtypes[static_cast<int>(p.dtype)];
+  const char* how = p.dtype != DType::f32 ? "" : products == FloatProducts::tf32 ? " multiplied in TF32" : " multiplied in full";
   char line[320];
   std::snprintf(
-      line, sizeof line, "depthwise_separable_conv2d (%lld, %lld, %lld, %lld) -> %lld channels, %s, %s: %s, %s (predicted: fused %.1f us, through memory %.1f us)",
+      line, sizeof line, "depthwise_separable_conv2d (%lld, %lld, %lld, %lld) -> %lld channels, %s%s, %s: %s, %s (predicted: fused %.1f us, through memory %.1f us)",
       static_cast<long long>(p.g.n), static_cast<long long>(p.g.c), static_cast<long long>(p.g.h), static_cast<long long>(p.g.w), static_cast<long long>(p.o),
-      dtype, p.layout == Layout::channels_last ? "channels_last" : "contiguous",
+      dtype_name(p.dtype), how, layout_name(p.layout),
       choice.library ? "the depthwise kernel and the library's product" : "the fused kernel", choice.measured ? "as measured" : "as predicted", 1e6 * choice.fused_seconds,
       1e6 * choice.library_seconds);
   return line;

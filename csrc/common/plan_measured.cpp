@@ -7,6 +7,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "names.h"
+
 namespace fastconv::cuda {
 namespace {
 
@@ -73,14 +75,14 @@ int measured_device(const std::string& name) {
 int64_t measured_version() { return tables().version; }
 
 std::string measured_tile(int table, const char* op, DType dtype, Layout layout, const ConvGeometry& g, int64_t out_channels) {
-  static const char* const dtypes[] = {"float32", "float16", "bfloat16", "float64"};
-  static const char* const layouts[] = {"contiguous", "channels_last"};
   Tables& t = tables();
   if (table == 0 || !t.any) return {};
-  const std::string key = key_of(table, op, dtypes[static_cast<int>(dtype)], layouts[static_cast<int>(layout)], shape_class(g, out_channels));
+  const std::string key = key_of(table, op, dtype_name(dtype), layout_name(layout), shape_class(g, out_channels));
   const std::lock_guard<std::mutex> lock(t.mutex);
   const auto found = t.tiles.find(key);
   return found == t.tiles.end() ? std::string() : found->second;
 }
+
+std::string measured_tile(int table, const SeparableForward& p) { return measured_tile(table, "depthwise_separable_conv2d", p.dtype, p.layout, p.g, p.o); }
 
 }  // namespace fastconv::cuda

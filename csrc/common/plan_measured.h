@@ -20,5 +20,6 @@ int64_t measured_version();
 
 // The tile measured best for a layer, or nothing where none was. `table` is that of its device.
 std::string measured_tile(int table, const char* op, DType dtype, Layout layout, const ConvGeometry& g, int64_t out_channels);
+std::string measured_tile(int table, const SeparableForward& p);
 
 }  // namespace fastconv::cuda

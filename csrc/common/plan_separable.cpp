@@ -1,14 +1,11 @@
 #include "plan_separable.h"
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <iterator>
-#include <map>
-#include <mutex>
 
 #include "plan_measured.h"
 #include "plan_separable_time.h"
+#include "remembered.h"
 #include "widest_vector.h"
 
 namespace fastconv::cuda {
@@ -228,28 +225,15 @@ TileChoice choose_tile(const SeparableForward& p, FloatProducts products, const 
 }  // namespace
 
 SeparablePlan plan_separable(const SeparableForward& p, FloatProducts products, const Device& device) {
-  // Some hundred candidates are weighed once for a layer; a call finds its own again.
-  constexpr size_t kMost = 4096, kRest = 12;
-  using Key = std::array<int64_t, sizeof(ConvGeometry) / sizeof(int64_t) + kRest>;
-  static_assert(sizeof(ConvGeometry) % sizeof(int64_t) == 0);
-  static std::mutex mutex;
-  static std::map<Key, TileChoice> chosen;
-  Key key{};
-  std::memcpy(key.data(), &p.g, sizeof p.g);
-  const int64_t rest[kRest] = {p.o, static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.layout), static_cast<int64_t>(products), static_cast<int64_t>(choose_producer(p)), any_smooth(p),
-                               p.residual.data != nullptr, device.multiprocessors, device.shared_per_block, device.shared_per_multiprocessor, device.table, measured_version()};
-  std::copy(std::begin(rest), std::end(rest), key.end() - kRest);
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto found = chosen.find(key);
-  if (found == chosen.end()) {
-    if (chosen.size() >= kMost) chosen.clear();
+  static Remembered<TileChoice, 12> chosen;
+  const int64_t rest[] = {p.o, static_cast<int64_t>(p.dtype), static_cast<int64_t>(p.layout), static_cast<int64_t>(products), static_cast<int64_t>(choose_producer(p)), any_smooth(p),
+                          p.residual.data != nullptr, device.multiprocessors, device.shared_per_block, device.shared_per_multiprocessor, device.table, measured_version()};
+  const TileChoice choice = chosen.of(p.g, rest, [&] {
     // A table may name a tile, or that the layer is fused by whichever is best; and a layer of the class may have an alignment that the named one does not take.
-    const std::string measured = measured_tile(device.table, "depthwise_separable_conv2d", p.dtype, p.layout, p.g, p.o);
-    TileChoice choice = choose_tile(p, products, device, measured);
-    if (choice.splits == 0) choice = choose_tile(p, products, device, {});
-    found = chosen.emplace(key, choice).first;
-  }
-  return plan_separable_as(p, products, device, found->second);
+    const TileChoice named = choose_tile(p, products, device, measured_tile(device.table, p));
+    return named.splits == 0 ? choose_tile(p, products, device, {}) : named;
+  });
+  return plan_separable_as(p, products, device, choice);
 }
 
 }  // namespace fastconv::cuda

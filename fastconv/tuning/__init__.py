@@ -28,9 +28,10 @@ FORMAT = 1
 # What may be measured of the CUDA kernels: which of them serves (csrc/common/plan_depthwise.h says what each takes; where one cannot serve a
 # layer of the class, the planner chooses as ever); whether a separable layer is fused or goes through memory and the library's product, and by
 # which tile it is fused (csrc/common/plan_separable.h).
+FUSED_TILES = ("pair", "tall", "wide", "small", "slim", "plain", "persistent", "persistent_narrow")  # in the order of TileForm
 CUDA_TILES = {
     "depthwise_conv2d": ("pixels", "bands", "vectors", "elements"),
-    "depthwise_separable_conv2d": ("fused", "library", "pair", "tall", "wide", "small", "slim", "plain", "persistent", "persistent_narrow"),
+    "depthwise_separable_conv2d": ("fused", "library", *FUSED_TILES),
 }
 HERE = Path(__file__).resolve().parent
 
