@@ -35,12 +35,13 @@ def separable(r: Random) -> dict:
     device = _device(r) | r.choice(({}, dict(shared=232_448, multiprocessors=r.choice((1, 2, 3)))))
     activations = {place: r.choice(("identity", "relu", r.choice(ACTIVATIONS))) for place in ("input", "depthwise", "pointwise")}
     case = _convolution(r, 200) | _types(r) | device | activations | dict(o=r.choice((r.randint(1, 70), r.randint(1, 200))), residual=r.randint(0, 1))
-    # Where every tap falls into the padding, only a bias leaves a product whose rounding to TF32 can be seen.
-    return case | r.choice((dict(tf32=0), dict(tf32=1, bias=1)))
+    # Rounding to TF32 is looked for in the result: sums of many terms, none of them cut off, biases where every tap falls into the padding.
+    seen = dict(tf32=1, bias=1, c=8 * r.randint(8, 25), depthwise="identity", pointwise="identity")
+    return case | r.choice((dict(tf32=0), seen))
 
 
 def separable_backward(r: Random) -> dict:
-    return separable(r) | dict(c=8 * r.randint(1, 9), o=r.randint(1, 70), residual=0)
+    return separable(r) | dict(c=8 * r.randint(1, 9), o=r.randint(1, 70), residual=0, tf32=r.randint(0, 1))
 
 
 def _pool(r: Random) -> dict:
