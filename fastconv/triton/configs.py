@@ -21,13 +21,12 @@ from .rates import LAUNCH_SECONDS, RATES
 
 @dataclass(frozen=True)
 class Strip:
-    """Of kernels that march down strips; `hoist`: the weights of all taps in registers."""
+    """Of kernels that march down strips."""
 
     columns: int
     elements: int
     warps: int
     maxnreg: int | None = None
-    hoist: bool = True
 
 
 @dataclass(frozen=True)
@@ -282,12 +281,12 @@ class Tile:
     bw: int
     bc: int
     rows: int
-    hoist: bool
     options: dict
 
 
 # One program holds most of a small map: the interpreter's time goes by the number of operations, not by their size.
 INTERPRETER = Strip(16, 512, 4)
+INTERPRETER_ROWS = 8
 
 # Longest first; a launch takes the longest strip that still gives each processor this many programs. A strip reads the rows of its halo
 # again, which for short strips costs more than an idle processor: 3 programs of 4 warps keep one busy.
@@ -300,14 +299,14 @@ def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int,
     bw = min(row.columns, power_of_two(width))
     bc = min(max(row.elements // bw, 1), power_of_two(channels))
     options = {"num_warps": row.warps, "maxnreg": row.maxnreg}
-    if INTERPRETED:
-        return Tile(bw, bc, 8, row.hoist, options)
     class_height = ceil_div(height, step_y)
+    if INTERPRETED:
+        return Tile(bw, bc, min(INTERPRETER_ROWS, power_of_two(class_height)), options)
     programs = images * min(step_y, height) * ceil_div(ceil_div(width, step_x) * step_x, bw) * ceil_div(channels, bc)
     for rows in STRIP_ROWS:
         if rows <= power_of_two(class_height) and programs * ceil_div(class_height, rows) >= WAVES * processors:
             break
-    return Tile(bw, bc, min(rows, power_of_two(class_height)), row.hoist, options)
+    return Tile(bw, bc, min(rows, power_of_two(class_height)), options)
 
 
 def depthwise_forward(x: torch.Tensor, conv: Conv, is_channels_last: bool, step_y: int, step_x: int, ring: bool) -> Tile:

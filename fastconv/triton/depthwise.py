@@ -55,7 +55,7 @@ def depthwise_ring(
     x_ptr, weight_ptr, bias_ptr, grad_ptr, out_ptr, H, W, OH, OW, sh, sw, dh, dw, pt, pl,
     step_y, step_x, classes_y, class_width, row_strips, column_blocks, channel_blocks,
     C: tl.constexpr, M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, BW: tl.constexpr, POLYPHASE: tl.constexpr,
-    BC: tl.constexpr, HOIST: tl.constexpr,
+    BC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INPUT_ACTIVATION: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, GRADIENT: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -72,9 +72,7 @@ def depthwise_ring(
     left = columns * sw - pl
     offsets = left[:, None] * x_x + (channels // M)[None, :] * x_c
 
-    weights = ()
-    if HOIST:
-        weights = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
+    weights = load_taps(weight_ptr, channels, channel_mask, 0, KH * KW, KH * KW)
     # A sum starts at the bias, so that no finished row has to meet it.
     start = tl.zeros((BW, BC), tl.float32)
     if HAS_BIAS:
@@ -88,16 +86,12 @@ def depthwise_ring(
             line = line + (activate(x, INPUT_ACTIVATION),)
         shifted = ()
         for ky in tl.static_range(KH):
-            if HOIST:
-                taps = weights[ky * KW : (ky + 1) * KW]
-            else:
-                taps = load_taps(weight_ptr, channels, channel_mask, ky * KW, KW, KH * KW)
             if ky == 0:
-                acc = start + line[0] * taps[0]
+                acc = start + line[0] * weights[0]
             else:
-                acc = sums[ky - 1] + line[0] * taps[0]
+                acc = sums[ky - 1] + line[0] * weights[ky * KW]
             for kx in tl.static_range(1, KW):
-                acc += line[kx] * taps[kx]
+                acc += line[kx] * weights[ky * KW + kx]
             shifted = shifted + (acc,)
         sums = shifted
         depthwise_epilogue(
@@ -177,7 +171,7 @@ def run_depthwise(x, weight, bias, conv: Conv, is_channels_last: bool, input_act
             "x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "grad_ptr": grad if grad is not None else out, "out_ptr": out,
             "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw,
             "pt": conv.pt, "pl": conv.pl, **strips.arguments, "channel_blocks": channel_blocks,
-            "C": conv.out_channels, "M": conv.m, "KH": conv.kh, "KW": conv.kw, "BC": tile.bc, **({"HOIST": tile.hoist} if ring else {}),
+            "C": conv.out_channels, "M": conv.m, "KH": conv.kh, "KW": conv.kw, "BC": tile.bc,
             "CHANNELS_LAST": is_channels_last, "INPUT_ACTIVATION": input_activation, "ACTIVATION": activation,
             "HAS_BIAS": bias is not None, "GRADIENT": grad is not None,
             "WIDE": wide(conv.c * conv.h * conv.w, conv.out_channels * conv.oh * conv.ow),

@@ -85,7 +85,7 @@ class Step:
 
 
 # Compile-time sizes of a tile, by the names they have in the kernels.
-_TILE = ("ROWS", "BW", "BC", "BM", "BK", "BN", "BO", "BS", "STRIPS", "STAGES", "RING", "HOIST")
+_TILE = ("ROWS", "BW", "BC", "BM", "BK", "BN", "BO", "BS", "STRIPS", "STAGES", "RING")
 
 
 def _bytes(launches: list[Launch]) -> list[int]:
