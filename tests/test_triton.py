@@ -1,5 +1,5 @@
-"""Runs tests/triton_kernels.py: in place where there is a GPU, elsewhere in a process of its own under Triton's interpreter, which has to
-be chosen before Triton is imported."""
+"""Runs tests/triton_kernels.py and triton_blocks.py: in place where there is a GPU, elsewhere in a process of its own under Triton's
+interpreter, which has to be chosen before Triton is imported."""
 
 import os
 import subprocess
@@ -15,12 +15,14 @@ HERE = Path(__file__).resolve().parent
 
 if torch.cuda.is_available():
     sys.path.insert(0, str(HERE))
+    from triton_blocks import *  # noqa: F403
     from triton_kernels import *  # noqa: F403
 else:
 
     def test_kernels_under_the_interpreter():
         environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", str(HERE / "triton_kernels.py")]
+        files = [str(HERE / "triton_kernels.py"), str(HERE / "triton_blocks.py")]
+        command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", *files]
         result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
         print(result.stdout)
         assert result.returncode == 0, result.stdout[-20000:] + result.stderr[-2000:]

@@ -255,6 +255,27 @@ def test_backward_is_bitwise_repeatable():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("name", ["ring", "gather", "separable"])
+def test_gradients_asked_for_one_at_a_time(name):
+    """Whoever freezes some parameters gets the gradients of the others as before."""
+    m = 1 + (name == "gather")
+    x, weight, bias = tensor(1, 3, 3, 4, dtype=F32), tensor(3 * m, 1, 2, 2, dtype=F32), tensor(3 * m, dtype=F32)
+    geometry = (1, 1), (1, 0, 0, 1), (1, 1)
+    if name == "separable":
+        pointwise, offsets, grad = tensor(2, 3, dtype=F32), tensor(2, dtype=F32), tensor(1, 2, 3, 4, dtype=F32)
+        name, wanted = "depthwise_separable_conv2d_backward", 6
+        arguments = grad, x, weight, pointwise, bias, offsets, grad, None, *geometry, "identity", "relu", "identity"
+    else:
+        name, wanted = "depthwise_conv2d_backward", 3
+        arguments = tensor(1, 3 * m, 3, 4, dtype=F32), x, weight, bias, None, *geometry, "identity"
+    together = ops_backward(name, *arguments, [True] * wanted)
+    for i in range(wanted):
+        alone = ops_backward(name, *arguments, [i == j for j in range(wanted)])
+        # Strips, and with them the order of additions, depend on what is asked for.
+        assert error(alone[i], together[i].double()) < TOLERANCE[F32]
+        assert all(t.numel() == 0 for j, t in enumerate(alone) if j != i)
+
+
 def test_empty_batch_and_empty_gradients():
     x = torch.empty(0, 4, 5, 5, device=DEVICE, requires_grad=True)
     weight, pointwise = (torch.randn(*shape, device=DEVICE, requires_grad=True) for shape in ((4, 1, 3, 3), (6, 4)))

@@ -121,7 +121,9 @@ def depthwise_backward_ring(
                 db += tl.where(((rows >= 0) & (rows < ROWS))[:, None], line[KW // 2], 0.0)
 
     TAPS: tl.constexpr = KH * KW
-    base = partial_ptr + slot.to(tl.int64) * ((TAPS + 1) * C) + channels
+    # Without either there are no partials to point at.
+    if WANT_DW or WANT_DB:
+        base = partial_ptr + slot.to(tl.int64) * ((TAPS + 1) * C) + channels
     if WANT_DW:
         for t in tl.static_range(TAPS):
             tl.store(base + t * C, tl.sum(dws[t], 0), mask=channel_mask)
