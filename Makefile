@@ -32,7 +32,7 @@ test: $(VENV)/installed-test,demo $(VENV)/weights $(VENV)/networks
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(run) -m pytest $(ARGS)
 
 clean:
-	rm -rf $(VENV) build fastconv/*.so
+	rm -rf $(VENV) build fastconv/*.so fastconv/schemas.txt
 
 # ---- .venv, step by step; each file below stands for a step that is done ---------------------------------------------------------
 

@@ -1,10 +1,14 @@
 """Drives CMake with ninja; everything about targets and flags is in CMakeLists.txt.
 
-Environment: MAX_JOBS, NVCC_THREADS, TORCH_CUDA_ARCH_LIST ("8.0;9.0a"), FASTCONV_CUDA = auto | 0 | 1, FASTCONV_PREBUILT = folder with libraries to reuse.
+Environment: MAX_JOBS, NVCC_THREADS, TORCH_CUDA_ARCH_LIST ("8.0;9.0a"), FASTCONV_CUDA = auto | 0 | 1,
+FASTCONV_PREBUILT = folder with libraries to reuse, FASTCONV_COMPILE = 1 | 0. With FASTCONV_COMPILE=0 nothing is compiled and no compiler,
+CMake, ninja or pybind11 is needed: the package holds its Python files and the operators' schemas, CUDA tensors go to the Triton kernels
+and CPU tensors to PyTorch's own operators.
 """
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +16,45 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 LIBRARIES = ("libfastconv_cpu.so", "libfastconv_cuda.so")
+# Where nothing is compiled; an installation has either this file or the libraries (fastconv/_ops.py).
+SCHEMAS = "schemas.txt"
+TOOLS = "`pip install cmake ninja pybind11` first"
+WAY_OUT = (
+    "Or install without compiled kernels: `FASTCONV_COMPILE=0 pip install --no-build-isolation .`; CUDA tensors then go to Triton, "
+    "CPU tensors to PyTorch's own operators"
+)
+
+
+def compile_wanted() -> bool:
+    choice = os.environ.get("FASTCONV_COMPILE", "1")
+    if choice not in ("0", "1"):
+        raise SystemExit(f"fastconv: FASTCONV_COMPILE must be 0 or 1, got {choice!r}")
+    for name in ("FASTCONV_CUDA", "FASTCONV_PREBUILT"):
+        value = os.environ.get(name, "")
+        if choice == "0" and value not in ("", "0", "auto"):
+            raise SystemExit(f"fastconv: FASTCONV_COMPILE=0 and {name}={value} contradict each other")
+    return choice == "1"
+
+
+def schemas() -> list[str]:
+    """The operators' schemas as csrc/ops.cpp, the one place that has them, gives them to torch."""
+    source = re.sub(r"//[^\n]*", "", (ROOT / "csrc" / "ops.cpp").read_text(encoding="utf-8"))
+    found = re.findall(r'\bm\.def\(\s*((?:"[^"\\]*"\s*)+)\)', source)
+    if not found or len(found) != source.count(".def"):
+        raise SystemExit("fastconv: csrc/ops.cpp gives schemas by something else than plain string literals, which setup.py cannot read")
+    return ["".join(re.findall(r'"([^"]*)"', literals)) for literals in found]
+
+
+def leave_schemas(folder: Path) -> None:
+    """In the place of libraries, those of an earlier build in a source tree included: the last build decides what the tree is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in folder.glob("*.so"):
+        library.unlink()
+    (folder / SCHEMAS).write_text("\n".join(schemas()) + "\n", encoding="utf-8")
 
 
 def torch_folder() -> Path:
@@ -51,18 +91,20 @@ def cuda_architectures() -> str:
     return ";".join(out)
 
 
+def output_folder(command: build_ext) -> Path:
+    return ROOT / "fastconv" if command.inplace or command.editable_mode else Path(command.build_lib).resolve() / "fastconv"
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        out = self.output_folder()
+        out = output_folder(self)
         out.mkdir(parents=True, exist_ok=True)
+        (out / SCHEMAS).unlink(missing_ok=True)
         prebuilt = os.environ.get("FASTCONV_PREBUILT")
         if prebuilt:
             self.reuse(Path(prebuilt), out)
         else:
             self.compile(out)
-
-    def output_folder(self) -> Path:
-        return ROOT / "fastconv" if self.inplace or self.editable_mode else Path(self.build_lib).resolve() / "fastconv"
 
     def reuse(self, folder: Path, out: Path) -> None:
         found = [p for p in folder.iterdir() if p.name in LIBRARIES or p.name.startswith("_C.")]
@@ -72,10 +114,14 @@ class CMakeBuild(build_ext):
             shutil.copy2(path, out / path.name)
 
     def compile(self, out: Path) -> None:
-        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-        if compiler is None:
-            raise SystemExit("fastconv: no C++ compiler found: install one (Debian and Ubuntu: apt-get install g++) or set CXX")
-        import pybind11
+        named = os.environ.get("CXX", "").split()
+        if not any(map(shutil.which, named[:1] or ("c++", "g++", "clang++"))):
+            looked = f"CXX={os.environ['CXX']} does not exist" if named else "no C++ compiler found"
+            raise SystemExit(f"fastconv: {looked}: install one (Debian and Ubuntu: apt-get install g++) or set CXX. {WAY_OUT}")
+        try:
+            import pybind11
+        except ImportError:
+            raise SystemExit(f"fastconv: the build needs pybind11: {TOOLS}. {WAY_OUT}") from None
 
         torch = torch_folder()
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
@@ -105,13 +151,30 @@ class CMakeBuild(build_ext):
         try:
             subprocess.run([str(c) for c in command], check=True)
         except FileNotFoundError:
-            raise SystemExit(f"fastconv: {command[0]} was not found while {what}: `pip install cmake ninja pybind11` first") from None
+            raise SystemExit(f"fastconv: {command[0]} was not found while {what}: {TOOLS}. {WAY_OUT}") from None
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"fastconv: {what} failed (exit code {error.returncode}); the messages above say where") from None
 
     def get_outputs(self) -> list[str]:
-        folder = self.output_folder()
-        return [str(p) for p in folder.glob("*.so")]
+        return [str(p) for p in output_folder(self).glob("*.so")]
 
 
-setup(ext_modules=[Extension("fastconv._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class SchemasInPlace(build_ext):
+    """`python setup.py build_ext --inplace` without a compiler."""
+
+    def run(self) -> None:
+        leave_schemas(output_folder(self))
+
+
+class PythonAndSchemas(build_py):
+    """What pip asks for where there are no extensions: a wheel that is the same on every platform."""
+
+    def run(self) -> None:
+        super().run()
+        leave_schemas(ROOT / "fastconv" if self.editable_mode else Path(self.build_lib).resolve() / "fastconv")
+
+
+if compile_wanted():
+    setup(ext_modules=[Extension("fastconv._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+else:
+    setup(cmdclass={"build_ext": SchemasInPlace, "build_py": PythonAndSchemas})

@@ -1,16 +1,23 @@
 """Loads the compiled operator libraries. Whoever touches torch.ops.fastconv imports this module first.
 
-Two libraries, so that a machine without CUDA needs none of it: libfastconv_cpu holds the schemas and the CPU kernels
-    and is required, libfastconv_cuda adds kernels to the same operators and is optional; `cuda_refusal` says why it
-    is not in use.
+Two libraries, so that a machine without CUDA needs none of it: libfastconv_cpu holds the schemas and the CPU kernels,
+    libfastconv_cuda adds kernels to the same operators and is optional; `cuda_refusal` says why it is not in use.
+An installation made without a compiler has schemas.txt instead of both: the same operators, without kernels, for their
+    fakes and for those who borrow their schemas (fastconv.triton). `compiled_refusal` then says so; neither
+    fastconv._C nor any kernel is there.
 """
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 _HERE = Path(__file__).resolve().parent
+_CPU_LIBRARY = _HERE / "libfastconv_cpu.so"
+# Written by setup.py, and only where it was asked not to compile.
+_SCHEMAS = _HERE / "schemas.txt"
+WITHOUT_COMPILER = "installed without compiled kernels (FASTCONV_COMPILE=0)"
 
 # In the order of csrc/ops.cpp.
 FORWARD_OPS = (
@@ -33,19 +40,35 @@ BACKWARD_OPS = (
 PLANNER_OPS = ("set_measured_tiles",)
 
 
+def _no_kernel(name: str, *arguments):
+    raise NotImplementedError(
+        f"fastconv::{name} has no kernel: fastconv is {WITHOUT_COMPILER}. The functions of fastconv.functional go to Triton or to "
+        "PyTorch's own operators."
+    )
+
+
+def _define(schemas: list[str]) -> torch.library.Library:
+    """torch.ops.fastconv without kernels; a call past fastconv.functional is told so in better words than the dispatcher's."""
+    library = torch.library.Library("fastconv", "DEF")
+    for schema in schemas:
+        name = library.define(schema)
+        for key in ("CPU", "CUDA"):
+            library.impl(name, partial(_no_kernel, name), key)
+    return library
+
+
 def _load_cpu() -> None:
-    path = _HERE / "libfastconv_cpu.so"
-    if not path.exists():
+    if not _CPU_LIBRARY.exists():
         raise ImportError(
-            f"fastconv is not built: {path} does not exist. Run `pip install --no-build-isolation .`, or, in a source tree, "
-            "`python setup.py build_ext --inplace`."
+            f"fastconv is not built: {_CPU_LIBRARY} does not exist. Run `pip install --no-build-isolation .`, or, in a source tree, "
+            "`python setup.py build_ext --inplace`; with FASTCONV_COMPILE=0 before either, no compiler is needed and nothing is compiled."
         )
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(_CPU_LIBRARY))
     except OSError as error:
         raise ImportError(
-            f"fastconv could not load {path} into torch {torch.__version__}; it serves torch 2.10 and later. If torch was changed since, "
-            f"build fastconv again. The loader said: {error}"
+            f"fastconv could not load {_CPU_LIBRARY} into torch {torch.__version__}; it serves torch 2.10 and later. "
+            f"If torch was changed since, build fastconv again. The loader said: {error}"
         ) from error
 
 
@@ -63,8 +86,14 @@ def _load_cuda() -> str | None:
     return None
 
 
-_load_cpu()
-cuda_refusal: str | None = _load_cuda()
+if _SCHEMAS.exists() and not _CPU_LIBRARY.exists():
+    # A Library takes its definitions with it when it is collected.
+    _library = _define(_SCHEMAS.read_text(encoding="utf-8").splitlines())
+    compiled_refusal: str | None = WITHOUT_COMPILER
+    cuda_refusal: str | None = WITHOUT_COMPILER
+else:
+    _load_cpu()
+    compiled_refusal, cuda_refusal = None, _load_cuda()
 
 
 def overloads(namespace: str, names: tuple[str, ...] = FORWARD_OPS) -> SimpleNamespace:

@@ -83,6 +83,8 @@ def can_run_triton(op: str, device_type: str, dtype: torch.dtype) -> str | None:
 def can_run_cpu(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if device_type != "cpu":
         return "not a CPU tensor"
+    if _ops.compiled_refusal is not None:
+        return _ops.compiled_refusal
     if dtype not in _KERNEL_DTYPES:
         return "the kernels take float32, bfloat16, float16 and float64"
     return None

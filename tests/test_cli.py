@@ -33,6 +33,7 @@ def test_env_as_json(capsys):
         assert library["in_use"] == (library["refused"] is None)
     if facts["libraries"]["introspection"]["in_use"]:
         assert facts["cpu"]["isa"] in facts["cpu"]["isa_available"]
+        assert facts["build"]["version"] == fastconv.__version__
     assert len(facts["devices"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 

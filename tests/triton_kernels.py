@@ -323,6 +323,7 @@ def refusal_of(call):
     return str(caught.value)
 
 
+@pytest.mark.skipif(_ops.compiled_refusal is not None, reason="needs the compiled operators' words")
 @pytest.mark.parametrize("name", test_errors.DIRECT)
 def test_operators_refuse_in_the_words_of_the_compiled_ones(name, monkeypatch):
     """Callers of torch.ops.fastconv_triton, past fastconv.functional, read what csrc/common/check.h says."""

@@ -46,6 +46,8 @@ def version(package: str) -> str | None:
 
 def introspection() -> dict:
     """What fastconv._C knows, or why it is not there."""
+    if _ops.compiled_refusal is not None:
+        return {"refused": _ops.compiled_refusal}
     try:
         from fastconv import _C
     except ImportError as error:
@@ -89,7 +91,7 @@ def describe() -> dict:
         },
         "devices": devices(),
         "libraries": {
-            "cpu": {"in_use": True, "refused": None},
+            "cpu": {"in_use": _ops.compiled_refusal is None, "refused": _ops.compiled_refusal},
             "cuda": {"in_use": _ops.cuda_refusal is None, "refused": _ops.cuda_refusal},
             "introspection": {"in_use": inside["refused"] is None, "refused": inside["refused"]},
         },
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     cpu, build = facts["cpu"], facts["build"]
-    isa = f"{cpu['isa'] or 'unknown'} chosen of {', '.join(cpu['isa_available']) or 'unknown'}"
+    isa = f"{cpu['isa']} chosen of {', '.join(cpu['isa_available'])}" if cpu["isa"] else "no compiled kernels"
     rows = [
         ("fastconv", f"{facts['fastconv']}, commit {facts['commit'] or 'unknown'}, in {facts['folder']}"),
         ("python", f"{facts['python']} on {facts['system']}"),

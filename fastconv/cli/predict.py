@@ -50,8 +50,10 @@ def _cuda(layer, device: str) -> dict:
     """The cost model's launches, or where it knows the layer or the GPU too little (pools, sm_100) no more than what it cannot fall below:
     its bytes at the copy rate, and a launch."""
     found = predict_cuda.prediction(layer, device)
-    if found:
+    if "launches" in found:
         return found | {"seconds": sum(step["seconds"] for step in found["launches"])}
+    if "why" in found:
+        return found
     kind = device if device in KINDS else _kind_of(device)
     if backends.triton_refusal() is not None or not kind.startswith("sm_"):
         return {}

@@ -2,7 +2,7 @@
 
 import torch
 
-from fastconv import _C
+from fastconv import _ops
 
 # What the planner must know of a GPU, and under which name it looks for a table of measured choices; rates are those of
 # csrc/common/cost_choice.cpp.
@@ -14,8 +14,11 @@ CHIPS = {
         "name": "sm_90", "multiprocessors": 132, "capability": 90, "shared_per_block": 227 * 1024, "shared_per_multiprocessor": 228 * 1024,
     },
 }  # fmt: skip
-for _chip in CHIPS.values():
-    _chip |= _C.cuda_rates(_chip)
+if _ops.compiled_refusal is None:
+    from fastconv import _C
+
+    for _chip in CHIPS.values():
+        _chip |= _C.cuda_rates(_chip)
 
 
 def chip(device: str) -> dict | None:
@@ -32,7 +35,10 @@ def chip(device: str) -> dict | None:
 
 
 def prediction(layer, device: str) -> dict:
-    """`launches`, one dict each, and `why` where there was a choice; empty where there is nothing to tell: pools, float64, other GPUs."""
+    """`launches`, one dict each, and `why` where there was a choice; without launches where there is nothing to predict with: pools,
+    float64, other GPUs, no planner."""
+    if _ops.compiled_refusal is not None:
+        return {"why": "no prediction: the planner of the CUDA kernels is one of the compiled parts"}
     known, x, asked = chip(device), layer.inputs[0], layer.plan_arguments
     if known is None or x.dtype == torch.float64 or not layer.output.numel():
         return {}

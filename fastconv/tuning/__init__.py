@@ -129,7 +129,11 @@ _handed = ""  # what the planners were told last; they start with nothing
 
 def hand_to_planners(tables: Iterable[Table] | None = None) -> None:
     """Tells the planner of the CUDA kernels, and the one that explains it, what was measured; None for the tables that are kept."""
-    from fastconv import _C, _ops
+    from fastconv import _ops
+
+    if _ops.compiled_refusal is not None:
+        return
+    from fastconv import _C
 
     global _handed
     rows = cuda_rows(_kept() if tables is None else tables)
