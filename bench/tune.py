@@ -3,7 +3,7 @@
     python -m bench --only 'separable-forward-bfloat16/aspp' tune       # what is written already stays, unless it is measured again
 
 Each layer of the benchmark's grid is called through the Triton kernels; every tile that the call looks up is a stage to tune. A stage's
-candidates come from `fastconv.triton.configs`; one whose launches equal an earlier one's is skipped, one that fails or gives another result
+candidates come from `fastconv.triton.tables`; one whose launches equal an earlier one's is skipped, one that fails or gives another result
 is refused. The tile in the code's own tables runs first and stays unless another is faster by more than MARGIN. Then the CUDA kernels run
 the same layer, where they are built, with their planner's choice and with each of `fastconv.tuning.CUDA_TILES`, and the table keeps the
 faster backend; its forward decides, since that is when a call chooses.
@@ -75,21 +75,21 @@ class Tuner:
         return [key for key in keys if key not in self.done]
 
     def _tile(self, layer: Layer, key: tuning.Key) -> None:
-        from fastconv.triton import configs
+        from fastconv.triton import tables
 
         self.done.add(key)
         before = self.table.entries.pop(key, tuning.Entry(None))
-        rows = configs.candidates(key.op, key.layout == "channels_last")
+        rows = tables.candidates(key.op, key.layout == "channels_last")
         if None in rows:
             # Depthwise and product apart have tiles of their own, which come first: apart must be at its best when it is compared.
-            self._set(key, before, configs.as_tile(None))
+            self._set(key, before, tables.as_tile(None))
             self._tiles(layer)
             del self.table.entries[key]
         seen = [_signature(layer)]
         expected, usual = layer.run("triton"), self.seconds(lambda: layer.run("triton"))
         best, fastest = None, usual * (1 - MARGIN)
         for row in rows:
-            tile = configs.as_tile(row)
+            tile = tables.as_tile(row)
             self._set(key, before, tile)
             try:
                 signature = _signature(layer)

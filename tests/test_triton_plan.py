@@ -122,7 +122,7 @@ def test_explain_of_a_gpu_that_is_not_here(capsys):
     assert facts["backend"] == "triton" and triton["chosen"] and not cuda["chosen"]
     assert cuda["refused"] == facts["refused"]["cuda"] and "triton" in reference["refused"]
     (launch,) = triton["launches"]
-    assert launch["kernel"] == "separable_fused" and launch["spills"] == 0 and launch["registers"] <= 128
+    assert launch["kernel"] == "separable_fused" and launch["spills"] == 0 and launch["registers"] <= 255
     assert launch["tile"]["BN"] == 128 and launch["bytes"] == facts["bytes"] and launch["flops"] == facts["flops"]
     assert facts["floor"]["seconds"] < triton["seconds"] < reference["seconds"]
     text = explained(capsys, *layer)

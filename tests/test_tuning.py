@@ -37,14 +37,14 @@ def test_a_file_that_is_no_table_is_named(tmp_path, text):
 
 
 def test_shipped_tables_name_tiles_that_exist():
-    configs = pytest.importorskip("fastconv.triton.configs")
+    tables = pytest.importorskip("fastconv.triton.tables")
     for path in tuning.HERE.glob("*.json"):
         table = tuning.Table.load(path)
         assert path.name == tuning.file_name(table.device)
         for key, entry in table.entries.items():
             if "triton" in entry.tiles:
-                rows = configs.candidates(key.op, key.layout == "channels_last")
-                assert entry.tiles["triton"] in [configs.as_tile(row) for row in rows]
+                rows = tables.candidates(key.op, key.layout == "channels_last")
+                assert entry.tiles["triton"] in [tables.as_tile(row) for row in rows]
 
 
 def test_a_device_reads_its_own_file(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ if triton_backend.INTERPRETED:
 from bench import triton_static as static  # noqa: E402
 from bench import tune  # noqa: E402
 from bench.cases import select  # noqa: E402
-from fastconv.triton import configs  # noqa: E402
+from fastconv.triton import tables  # noqa: E402
 from fastconv.triton.launch import FAMILIES, record  # noqa: E402
 
 BF16 = torch.bfloat16
@@ -121,8 +121,8 @@ def test_every_stage_that_is_asked_for_has_candidates_and_obeys(layer):
     assert keys or layer is static.depthwise_strided
     for key in keys:
         launched = []
-        for row in configs.candidates(key.op, True):
-            table = tuning.Table("", {key: tuning.Entry(None, {"triton": json.loads(json.dumps(configs.as_tile(row)))})})
+        for row in tables.candidates(key.op, True):
+            table = tuning.Table("", {key: tuning.Entry(None, {"triton": json.loads(json.dumps(tables.as_tile(row)))})})
             with tuning.use(table):
                 launched.append(
                     [(launch.arguments | launch.options, launch.kernel) for launch in static.launches("sm_90", layer, BF16, True)]
@@ -178,7 +178,7 @@ def there():
 def test_the_tuner_keeps_the_fastest_tile(there):
     (key,) = keys_of(static.depthwise_forward)
     said = []
-    seconds = clock(lambda kernel, sizes: 0.5 if (sizes["BW"], sizes["num_warps"], sizes.get("maxnreg")) == (8, 8, None) else 2.0)
+    seconds = clock(lambda kernel, sizes: 0.5 if (sizes["BW"], sizes["num_warps"], sizes["maxnreg"]) == (8, 8, 255) else 2.0)
     table = tune.Tuner(tuning.Table("GPU"), seconds, say=said.append).tune([layer_of(static.depthwise_forward)])
     tile = table.entries[key].tiles["triton"]
     assert (tile["columns"], tile["warps"], tile["maxnreg"]) == (8, 8, None)
@@ -197,7 +197,7 @@ def test_tiles_that_fail_or_differ_are_refused(there):
     def cost(kernel, sizes):
         if sizes["num_warps"] == 8:
             raise RuntimeError("out of resources: shared memory\nand more")
-        return 0.1 if sizes.get("maxnreg") is None else 1.0
+        return 0.1 if sizes["maxnreg"] == 255 else 1.0
 
     results = {4: torch.ones(3), 8: torch.ones(3)}
 

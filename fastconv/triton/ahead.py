@@ -113,6 +113,13 @@ def _source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
+def specialisation(launch: Launch) -> str:
+    """Launches with the same one are the same compiled kernel."""
+    source = _source(launch)
+    # Shapes and pointers of tensors are no part of it.
+    return repr((launch.kernel.__name__, source.signature, source.constants, source.attrs, sorted(launch.options.items())))
+
+
 def compile_launch(launch: Launch, family: Family) -> Report:
     if family.name == "cuda":
         target = GPUTarget("cuda", family.capability, 32)

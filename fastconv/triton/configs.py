@@ -1,223 +1,46 @@
-"""Explicit tile tables, by device family. No autotuning at run time: it needs a driver even where there is none, and a table can be read.
+"""Which tile a launch takes. No autotuning at run time: it needs a driver even where there is none, and a table can be read.
 
 A row comes from the measured choices of the device (`fastconv.tuning`, written by `python -m bench tune`) where they name the layer's
-class, else from the tables here, which were chosen by what compiles without spills. `CANDIDATES` are the rows that the tuner tries.
+class, else from the tables of `tables.py`.
 
 A `Tile` of a strip kernel holds `elements` = columns x channels; how they divide follows the map: as many columns as one residue class has,
 up to the table's `columns`, the rest channels. Under the interpreter tiles are small, so that small maps still have several of everything.
 """
 
-from dataclasses import asdict, dataclass, replace
-from itertools import product as combinations
+from dataclasses import dataclass, replace
 
 import torch
 
 from .. import tuning
 from .launch import INTERPRETED, Conv, Pool, ceil_div, family_of, power_of_two
 from .rates import LAUNCH_SECONDS, RATES
+from .tables import (
+    FUSED,
+    FUSED_CHANNELS,
+    FUSED_INSTRUCTIONS,
+    FUSED_WINDOWS,
+    GATHER,
+    INTERMEDIATE,
+    NINE,
+    POINTWISE_GRADIENT,
+    PRODUCT,
+    ROUNDED_WHATEVER_IS_ASKED,
+    ROWS,
+    SMALL_MAP,
+    STRIPS,
+    TAPS,
+    FusedRow,
+    Product,
+    Strip,
+    layout_name,
+)
 
-# ---- rows: what the tables hold, and what the tuner writes -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Of kernels that march down strips."""
-
-    columns: int
-    elements: int
-    warps: int
-    maxnreg: int | None = None
-
-
-@dataclass(frozen=True)
-class FusedRow:
-    """Of kernels that multiply tiles of the depthwise result: `pixels` in at most `rows` rows, bk input channels at a time, bn output
-    channels. `ring`: each input row of the tile is loaded once; without, the taps of every pixel are gathered."""
-
-    rows: int
-    pixels: int
-    bk: int
-    bn: int
-    warps: int
-    stages: int = 1
-    maxnreg: int | None = None
-    ring: bool = True
+REGISTERS = 65536  # of a processor
 
 
-@dataclass(frozen=True)
-class Product:
-    """Of the product over whole maps: bm pixels by bn output channels, bk input channels at a time."""
-
-    bm: int
-    bk: int
-    bn: int
-    warps: int
-    stages: int
-
-    @property
-    def options(self) -> dict:
-        return {"num_warps": self.warps, "num_stages": self.stages}
-
-
-# ---- tables: by family ("any" stands for those not named) --------------------------------------------------------------------------
-
-# By layout, or by layout and bytes of an element where that matters: (most taps, row), fewest taps first.
-_POOL = {"channels_last": ((256, Strip(16, 1024, 4)),), "contiguous": ((256, Strip(256, 1024, 4)),)}
-_STRIPS = {
-    "depthwise_conv2d": {
-        "any": {
-            "channels_last": ((9, Strip(16, 1024, 4, 128)), (25, Strip(16, 512, 4)), (49, Strip(16, 256, 4))),
-            "contiguous": ((9, Strip(256, 1024, 4, 128)), (25, Strip(256, 256, 4)), (49, Strip(256, 256, 4))),
-        }
-    },
-    "depthwise_conv2d_backward": {
-        "any": {
-            "channels_last": ((9, Strip(16, 512, 4)), (25, Strip(16, 256, 4))),
-            "contiguous": ((9, Strip(128, 512, 4)), (25, Strip(128, 256, 4))),
-        }
-    },
-    # sm_100 spills where a thread holds eight channels of float32 gradients for every tap of a row; four are 128 bits there all the same.
-    "pool": {"any": _POOL, "sm_100": _POOL | {("channels_last", 4): ((256, Strip(16, 512, 4)),)}},
-    "permute": {"any": {"channels_last": ((1, Strip(16, 1024, 4)),), "contiguous": ((1, Strip(256, 1024, 4)),)}},
-}
-# Tiles of the kernels that gather taps, which no table need tell apart.
-_TAPS = Strip(16, 1024, 4)
-_GATHER = {"channels_last": Strip(32, 1024, 4), "contiguous": Strip(256, 1024, 4)}
-
-# Tables of products go by what they multiply: "half" for both 16-bit dtypes, "tf32", or "ieee" for float32 in full precision.
-#
-# Full precision is multiply-adds of threads that hold their part of the accumulator and a chunk of both operands, so chunks are short and
-# warps few. On sm_100 its rows have neither 4 nor 8 warps: with these, Triton 3.6 may multiply float32 by tcgen05, which rounds operands to
-# TF32 whatever precision was asked for (triton issue 10176; 3.9 does not). A table of measured choices cannot bring them back.
-_ROUNDED_WHATEVER_IS_ASKED = {"sm_100": (4, 8)}
-
-# By layout and operands, narrowest first: the first row whose bn holds all output channels, else the last.
-_FUSED_TF32 = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128))
-_FUSED_IEEE = (FusedRow(4, 64, 32, 64, 8, 1, 128), FusedRow(4, 64, 16, 128, 4, 1, 255))
-_FUSED = {
-    "any": {
-        ("channels_last", "half"): (FusedRow(8, 128, 64, 64, 8), FusedRow(4, 64, 64, 128, 8, 1, 128), FusedRow(4, 64, 64, 256, 16, 1, 128)),
-        ("contiguous", "half"): (
-            FusedRow(8, 128, 32, 64, 8, 1, 128),
-            FusedRow(4, 64, 64, 128, 8, 1, 128),
-            FusedRow(4, 64, 64, 256, 16, 1, 128),
-        ),
-        ("channels_last", "tf32"): _FUSED_TF32,
-        ("contiguous", "tf32"): _FUSED_TF32,
-        ("channels_last", "ieee"): _FUSED_IEEE,
-        ("contiguous", "ieee"): _FUSED_IEEE,
-    },
-}
-# wgmma leaves operands in shared memory. One block of eight warps with the registers of two issues a quarter less than sixteen warps with
-# half of them each; two of four warps a seventh less than two of eight.
-_WIDEST_SM_90 = {"half": FusedRow(4, 64, 64, 256, 8), "tf32": FusedRow(4, 64, 32, 128, 4, 1, 255), "ieee": _FUSED_IEEE[-1]}
-_FUSED["sm_90"] = {key: (*rows[:-1], _WIDEST_SM_90[key[1]]) for key, rows in _FUSED["any"].items()}
-# Tiles of eight rows have more masks than the scalar registers of gfx942 hold.
-_FUSED["gfx942"] = _FUSED["any"] | {
-    ("channels_last", "half"): (FusedRow(4, 64, 64, 64, 8, 1, 128), *_FUSED["any"]["channels_last", "half"][1:]),
-    ("contiguous", "half"): (*_FUSED["any"]["contiguous", "half"][:2], FusedRow(4, 64, 32, 256, 16, 1, 128)),
-}
-# Nearer to their registers' end: shorter chunks where pixels are contiguous.
-_FUSED["sm_80"] = _FUSED["any"] | {
-    ("contiguous", "half"): (FusedRow(8, 128, 32, 64, 8, 1, 128), FusedRow(4, 64, 32, 128, 8, 1, 128), FusedRow(4, 64, 32, 256, 16, 1, 128))
-}
-_FUSED["sm_100"] = _FUSED["sm_80"] | {
-    (layout, "ieee"): (FusedRow(4, 32, 16, 64, 2, 1, 255), FusedRow(4, 32, 16, 128, 2, 1, 255))
-    for layout in ("channels_last", "contiguous")
-}
-# Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
-FUSED_CHANNELS = 256
-# ... except where computing it again for each block of output channels takes less than a launch. Instructions an element and tap, as
-# counted for nine taps.
-FUSED_INSTRUCTIONS = 4
-# Pixels of the whole batch up to which narrower tiles are taken while processors go without.
-SMALL_MAP = 2048
-
-# bk counts output channels, bn input channels. Operands of all stages lie in shared memory, of which AMD has 64 KB.
-_INTERMEDIATE = {
-    "any": {"half": FusedRow(4, 64, 64, 128, 8, 3), "tf32": FusedRow(4, 64, 32, 64, 8, 3), "ieee": FusedRow(4, 64, 32, 64, 8, 3)},
-    "gfx942": {"half": FusedRow(4, 64, 32, 64, 8, 2), "tf32": FusedRow(4, 32, 32, 64, 8, 2), "ieee": FusedRow(4, 32, 32, 64, 8, 2)},
-}
-_INTERMEDIATE["sm_100"] = _INTERMEDIATE["any"] | {"half": FusedRow(4, 64, 64, 64, 8, 3), "ieee": FusedRow(4, 64, 32, 64, 16, 3, 128)}
-
-# bk counts output channels, bn input channels; smaller before wgmma, whose operands need not be in registers.
-_POINTWISE_GRADIENT = {
-    "any": {"half": FusedRow(4, 64, 128, 64, 8), "tf32": FusedRow(4, 64, 64, 32, 8), "ieee": FusedRow(4, 32, 128, 64, 8, 1, 255)},
-    # Masks of 64 pixels are more than the scalar registers of gfx942 hold.
-    "gfx942": {"half": FusedRow(2, 32, 128, 64, 8), "tf32": FusedRow(2, 32, 64, 32, 8), "ieee": FusedRow(2, 32, 64, 32, 8)},
-}
-_POINTWISE_GRADIENT["sm_80"] = _POINTWISE_GRADIENT["any"] | {"half": FusedRow(4, 64, 64, 32, 8), "tf32": FusedRow(2, 32, 64, 32, 8, 1, 255)}
-_POINTWISE_GRADIENT["sm_100"] = _POINTWISE_GRADIENT["any"] | {"ieee": FusedRow(4, 32, 128, 64, 16)}
-
-# For large maps, and for those that would leave processors without a tile. An accumulator of 128 x 256 takes wgmma or better: with the
-# products of Ampere it spills.
-_PRODUCT = {
-    "any": {
-        "half": (Product(128, 64, 256, 8, 3), Product(128, 64, 128, 8, 3), Product(64, 64, 64, 4, 4)),
-        "tf32": (Product(128, 32, 128, 8, 3), Product(64, 32, 64, 4, 3)),
-        "ieee": (Product(64, 16, 128, 4, 3), Product(64, 32, 64, 4, 3)),
-    },
-    "gfx942": {
-        "half": (Product(128, 32, 128, 8, 2), Product(64, 32, 64, 4, 2)),
-        "tf32": (Product(64, 32, 64, 4, 2),),
-        "ieee": (Product(64, 32, 64, 4, 2),),
-    },
-}
-_PRODUCT["sm_80"] = _PRODUCT["any"] | {"half": _PRODUCT["any"]["half"][1:]}
-_PRODUCT["sm_100"] = _PRODUCT["any"] | {"ieee": (Product(128, 16, 128, 16, 3), Product(32, 16, 64, 2, 3))}
-
-# ---- what the tuner tries ----------------------------------------------------------------------------------------------------------
-
-
-def _strip_candidates(columns: tuple[int, ...]) -> list[Strip]:
-    sizes = combinations(columns, (256, 512, 1024, 2048), ((4, None), (4, 128), (8, None), (8, 128)))
-    return [Strip(c, e, *threads) for c, e, threads in sizes if e >= c]
-
-
-def _fused_candidates() -> list[FusedRow]:
-    sizes = combinations(((4, 64), (8, 128)), (32, 64), (64, 128, 256), (8, 16), (True, False))
-    return [FusedRow(*shape, bk, bn, warps, 1, 128, ring) for shape, bk, bn, warps, ring in sizes]
-
-
-def _operand_candidates(stages: tuple[int, ...]) -> list[FusedRow]:
-    return [FusedRow(4, 64, bk, bn, 8, s) for bk, bn, s in combinations((32, 64, 128), (32, 64, 128), stages)]
-
-
-POOL_STAGES = tuple(f"shift_stitch_{pool}" for pool in ("max_pool2d", "max_pool2d_argmax", "max_pool2d_indices", "max_pool2d_backward"))
-POOL_STAGES += ("shift_stitch_avg_pool2d", "shift_stitch_avg_pool2d_backward")
-_BY_LAYOUT = {"channels_last": _strip_candidates((8, 16, 32)), "contiguous": _strip_candidates((64, 128, 256))}
-CANDIDATES = {
-    **{stage: _BY_LAYOUT for stage in ("depthwise_conv2d", "depthwise_conv2d_backward", *POOL_STAGES, "permute")},
-    "depthwise_separable_conv2d": [None, *_fused_candidates()],
-    "gradient_of_intermediate": _operand_candidates((1, 2, 3)),
-    "pointwise_gradient": _operand_candidates((1,)),
-    "pointwise_product": [Product(*s) for s in combinations((64, 128), (32, 64), (64, 128, 256), (4, 8), (2, 3, 4))],
-}
-"""Rows a stage may take, by layout where it matters; None for depthwise and product apart."""
-
-_ROWS = {
-    "depthwise_separable_conv2d": FusedRow,
-    "gradient_of_intermediate": FusedRow,
-    "pointwise_gradient": FusedRow,
-    "pointwise_product": Product,
-}
-
-
-def candidates(stage: str, is_channels_last: bool) -> list:
-    rows = CANDIDATES[stage]
-    return rows[layout_name(is_channels_last)] if isinstance(rows, dict) else rows
-
-
-def as_tile(row) -> dict:
-    """A row as a table of measured choices holds it."""
-    return {"apart": True} if row is None else asdict(row)
-
-
-def layout_name(is_channels_last: bool) -> str:
-    return "channels_last" if is_channels_last else "contiguous"
-
-
-# ---- looking up --------------------------------------------------------------------------------------------------------------------
+def registers(warps: int) -> int:
+    """All that a thread may have. Left to itself, ptxas spills a few bytes and issues up to a seventh more to have more warps resident."""
+    return min(255, REGISTERS // (32 * warps))
 
 
 _NOT_MEASURED = object()
@@ -236,15 +59,21 @@ def _measured(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, o
     if tile.get("apart"):
         return None
     try:
-        row = _ROWS.get(stage, Strip)(**tile)
+        row = ROWS.get(stage, Strip)(**tile)
     except TypeError as error:
         raise ValueError(f"the table of measured choices has a tile for {stage} that is none: {tile} ({error})") from error
-    rounded = operands == "ieee" and row.warps in _ROUNDED_WHATEVER_IS_ASKED.get(family_of(x.device).key, ())
+    rounded = operands == "ieee" and row.warps in ROUNDED_WHATEVER_IS_ASKED.get(family_of(x.device).key, ())
     return _NOT_MEASURED if rounded else row
 
 
 def _of_family(table: dict, device: torch.device):
     return table.get(family_of(device).key, table["any"])
+
+
+def _of_operands(table: dict, x: torch.Tensor, is_channels_last: bool, operands: str):
+    """What a table of products holds for x's device and layout."""
+    rows = _of_family(table, x.device)
+    return rows.get((layout_name(is_channels_last), operands), rows.get(operands))
 
 
 def conv_class(conv: Conv, out_channels: int) -> str:
@@ -259,9 +88,9 @@ def _strip_row(stage: str, x: torch.Tensor, is_channels_last: bool, shape: str, 
     row = _measured(stage, x, is_channels_last, shape)
     if row is not _NOT_MEASURED:
         return row
-    by_layout, layout = _of_family(_STRIPS[table or stage], x.device), layout_name(is_channels_last)
+    by_layout, layout = _of_family(STRIPS[table or stage], x.device), layout_name(is_channels_last)
     rows = by_layout.get((layout, element_size(x)), by_layout[layout])
-    return next(row for most, row in rows if taps <= most)
+    return next((row for most, row in rows if taps <= most), rows[-1][1])
 
 
 def element_size(x: torch.Tensor) -> int:
@@ -297,8 +126,11 @@ WAVES = 3
 def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int, step_y: int, step_x: int, processors: int) -> Tile:
     """The tile of one row of a table for maps of height x width positions, cut into residue classes step_y, step_x apart."""
     bw = min(row.columns, power_of_two(width))
-    bc = min(max(row.elements // bw, 1), power_of_two(channels))
-    options = {"num_warps": row.warps, "maxnreg": row.maxnreg}
+    # Rows of an odd width start anywhere: a thread then holds one column of many channels instead of columns that follow one another.
+    odd = bw < row.columns and width % 16 != 0
+    elements = row.narrow if odd and row.narrow else row.elements
+    bc = min(max(elements // bw, 1), power_of_two(channels))
+    options = {"num_warps": row.warps, "maxnreg": row.maxnreg or registers(row.warps)}
     class_height = ceil_div(height, step_y)
     if INTERPRETED:
         return Tile(bw, bc, min(INTERPRETER_ROWS, power_of_two(class_height)), options)
@@ -309,13 +141,21 @@ def _strip_tile(row: Strip, images: int, height: int, width: int, channels: int,
     return Tile(bw, bc, min(rows, power_of_two(class_height)), options)
 
 
+def _held(conv: Conv) -> int:
+    """Taps as a table counts them: a high window holds as many sums as a square one."""
+    return max(conv.taps, min(conv.kh, 7) ** 2)
+
+
 def depthwise_forward(x: torch.Tensor, conv: Conv, is_channels_last: bool, step_y: int, step_x: int, ring: bool) -> Tile:
     if INTERPRETED:
         row = INTERPRETER
     elif not ring:
-        row = _TAPS
+        row = TAPS
     else:
-        row = _strip_row("depthwise_conv2d", x, is_channels_last, conv_class(conv, conv.out_channels), conv.taps)
+        row = _strip_row("depthwise_conv2d", x, is_channels_last, conv_class(conv, conv.out_channels), _held(conv))
+        if conv.m > 1:
+            # Channels that share an input are loaded one at a time, so a thread keeps their weights apart.
+            row = replace(row, elements=row.elements // 2)
     return _strip_tile(row, conv.n, conv.oh, conv.ow, conv.out_channels, step_y, step_x, family_of(x.device).processors)
 
 
@@ -323,12 +163,12 @@ def depthwise_backward(x: torch.Tensor, conv: Conv, is_channels_last: bool, heig
     if INTERPRETED:
         row = INTERPRETER
     else:
-        row = _strip_row("depthwise_conv2d_backward", x, is_channels_last, conv_class(conv, conv.out_channels), conv.taps)
+        row = _strip_row("depthwise_conv2d_backward", x, is_channels_last, conv_class(conv, conv.out_channels), _held(conv))
     return _strip_tile(row, conv.n, height, width, conv.c, step_y, step_x, family_of(x.device).processors)
 
 
 def depthwise_gather(x, conv: Conv, is_channels_last: bool, height: int, width: int, channels: int, step_y: int, step_x: int) -> Tile:
-    row = INTERPRETER if INTERPRETED else _GATHER[layout_name(is_channels_last)]
+    row = INTERPRETER if INTERPRETED else GATHER[layout_name(is_channels_last)]
     return _strip_tile(row, conv.n, height, width, channels, step_y, step_x, family_of(x.device).processors)
 
 
@@ -347,7 +187,7 @@ def ordered_sum(channels: int) -> tuple[int, int, int]:
 def pool(stage: str, x: torch.Tensor, pool: Pool, is_channels_last: bool, height: int, width: int, step_y: int, step_x: int) -> Tile:
     row = INTERPRETER
     if not INTERPRETED:
-        row = _strip_row(stage, x, is_channels_last, pool_class(pool), 1, "pool")
+        row = _strip_row(stage, x, is_channels_last, pool_class(pool), pool.kh * pool.kw, "pool")
     return _strip_tile(row, pool.n, height, width, pool.c, step_y, step_x, family_of(x.device).processors)
 
 
@@ -362,9 +202,6 @@ def permute(x: torch.Tensor, images: int, channels: int, is_channels_last: bool,
 # ---- products ----------------------------------------------------------------------------------------------------------------------
 
 
-REGISTERS = 65536  # of a processor
-
-
 @dataclass(frozen=True)
 class Fused:
     """A tile of a kernel that multiplies: bh x bw pixels, bk input channels at a time, bn output channels."""
@@ -377,18 +214,18 @@ class Fused:
     options: dict
 
     @classmethod
-    def of(cls, row: FusedRow, height: int, width: int, step_y: int, bk: int, bn: int) -> "Fused":
+    def of(cls, row: FusedRow, height: int, width: int, step_y: int, ring: bool, bk: int, bn: int) -> "Fused":
         """Rows and columns as the table has them, which is the shape that it was made for, where the map has as many. On smaller maps, and
         in smaller residue classes, as many rows as there are, and columns for the rest of the pixels, some of them beyond the map: a
         product of fewer pixels would take another instruction and other registers. Taps are gathered there, because a ring of other rows
-        and columns spills."""
+        and columns spills, and where the layer has no ring."""
         class_height, bw = power_of_two(ceil_div(height, step_y)), row.pixels // row.rows
         fits = row.rows <= class_height and bw <= power_of_two(width)
         bh = row.rows if fits else min(class_height, row.pixels // min(bw, power_of_two(width)))
-        # All registers there are: left to itself, ptxas spills a few bytes to have more warps resident.
-        maxnreg = row.maxnreg if fits else min(255, REGISTERS // (32 * row.warps))
+        as_made = fits and (ring or not row.ring)
+        maxnreg = (row.maxnreg if as_made else None) or registers(row.warps)
         options = {"num_warps": row.warps, "num_stages": row.stages, "maxnreg": maxnreg}
-        return cls(bh, row.pixels // bh, bk, bn, row.ring and fits, options)
+        return cls(bh, row.pixels // bh, bk, bn, row.ring and as_made, options)
 
 
 def _chunk(most: int, channels: int) -> int:
@@ -399,26 +236,33 @@ def _interpreted() -> Fused:
     return Fused(2, 8, 16, 16, True, {"num_warps": 4})
 
 
-def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> Fused | None:
+def _with_ring(tile: Fused, ring: bool) -> Fused:
+    """The tile where the layer has a ring, and where it has none."""
+    return replace(tile, ring=tile.ring and ring)
+
+
+def separable_forward(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool, step_y: int, precision: str) -> Fused | None:
     """The tile of the fused kernel, or None for depthwise and product apart."""
     if INTERPRETED:
-        return _interpreted() if conv.out_channels <= 24 else None
+        return _with_ring(_interpreted(), ring) if conv.out_channels <= 24 else None
     operands = operands_of(x, precision)
     row = _measured("depthwise_separable_conv2d", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
-        row = _fused_row(x, conv, o, is_channels_last, operands)
-    return None if row is None else Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, conv.out_channels), row.bn)
+        row = _fused_row(x, conv, o, is_channels_last, ring, operands)
+    return None if row is None else Fused.of(row, conv.oh, conv.ow, step_y, ring, _chunk(row.bk, conv.out_channels), row.bn)
 
 
-def _fused_row(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, operands: str) -> FusedRow | None:
+def _fused_row(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool, operands: str) -> FusedRow | None:
     pixels, family = conv.n * conv.oh * conv.ow, family_of(x.device)
-    table = _of_family(_FUSED, x.device)[layout_name(is_channels_last), operands]
+    table = _of_operands(FUSED if conv.taps <= NINE else FUSED_WINDOWS, x, is_channels_last, operands)
     rows = [row for row in table if row.bn < o] + [row for row in table if row.bn >= o][:1]
     row = rows.pop()
     while rows and pixels <= SMALL_MAP and ceil_div(pixels, row.pixels) * ceil_div(o, row.bn) < family.processors:
         # Repeat the depthwise part rather than leave processors without a tile.
         row = rows.pop()
-    if max(conv.out_channels, o) > FUSED_CHANNELS:
+    # Larger windows are not worth computing twice, and of more than 25 taps only the depthwise kernel has a ring.
+    dear = conv.taps > NINE and (row.bn < o or (not ring and conv.marches))
+    if max(conv.out_channels, o) > FUSED_CHANNELS or dear:
         repeated = pixels * conv.out_channels * ceil_div(o, row.bn) * conv.taps * FUSED_INSTRUCTIONS
         if repeated > LAUNCH_SECONDS * RATES[family.key].issue:
             return None
@@ -444,38 +288,44 @@ def product(m: torch.Tensor, images: int, pixels: int, is_channels_last: bool, o
     row = _measured("pointwise_product", m, is_channels_last, shape, operands)
     if row is not _NOT_MEASURED:
         return row
-    for row in _of_family(_PRODUCT, m.device)[operands]:
+    for row in _of_operands(PRODUCT, m, is_channels_last, operands):
         programs = images * ceil_div(pixels, row.bm) * ceil_div(o, row.bn)
         if row.bn <= power_of_two(o) and programs >= family_of(m.device).processors:
             break
     return row
 
 
-def _gathered(tile: Fused, operands: str) -> Fused:
-    """Where taps are gathered, fewer channels: 16-bit tiles are the ones with so many that a tap of every pixel spills."""
-    return tile if tile.ring or operands != "half" else replace(tile, bk=min(tile.bk, 64), bn=max(16, tile.bn // 2))
+def _lighter(tile: Fused, conv: Conv, operands: str) -> Fused:
+    """Fewer channels where a thread holds more of each: in windows of many taps, and in 16 bits, whose tiles have more channels, where taps
+    are gathered."""
+    if conv.taps <= NINE and (tile.ring or operands != "half"):
+        return tile
+    return replace(tile, bk=min(tile.bk, 64), bn=max(16, tile.bn // (2 if conv.taps <= 25 else 4)))
 
 
-def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> Fused:
+def gradient_of_intermediate(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool, step_y: int, precision: str) -> Fused:
     """bk counts output channels here, bn input channels."""
     if INTERPRETED:
-        return _interpreted()
+        return _with_ring(_interpreted(), ring)
     operands = operands_of(x, precision)
     row = _measured("gradient_of_intermediate", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
-        row = _of_family(_INTERMEDIATE, x.device)[operands]
-    return _gathered(Fused.of(row, conv.oh, conv.ow, step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels)), operands)
+        row = _of_operands(INTERMEDIATE, x, is_channels_last, operands)
+    tile = Fused.of(row, conv.oh, conv.ow, step_y, ring, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
+    return _lighter(tile, conv, operands)
 
 
-def pointwise_gradient(x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, step_y: int, precision: str) -> tuple[Fused, bool]:
+def pointwise_gradient(
+    x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool, step_y: int, precision: str
+) -> tuple[Fused, bool]:
     """(tile, stored): bk counts output channels, bn input channels; `stored`: m comes from a depthwise pass, because it would be computed
     again for every block of output channels."""
     if INTERPRETED:
-        return _interpreted(), conv.out_channels > 24
+        return _with_ring(_interpreted(), ring), conv.out_channels > 24
     operands = operands_of(x, precision)
     row = _measured("pointwise_gradient", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
-        row = _of_family(_POINTWISE_GRADIENT, x.device)[operands]
-    stored = o > FUSED_CHANNELS
-    tile = Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
-    return tile if stored else _gathered(tile, operands), stored
+        row = _of_operands(POINTWISE_GRADIENT, x, is_channels_last, operands)
+    stored = o > FUSED_CHANNELS or (not ring and conv.marches)
+    tile = Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, ring or stored, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
+    return tile if stored else _lighter(tile, conv, operands), stored

@@ -159,7 +159,7 @@ def run_depthwise(x, weight, bias, conv: Conv, is_channels_last: bool, input_act
     # Output rows that far apart read input rows that are whole dilations apart.
     step_y = conv.dh // math.gcd(conv.dh, conv.sh)
     step_x = conv.dw // math.gcd(conv.dw, conv.sw) if is_channels_last else 1
-    ring = conv.taps <= RING_TAPS and step_y * conv.sh == conv.dh
+    ring = conv.taps <= RING_TAPS and conv.marches
     tile = configs.depthwise_forward(x, conv, is_channels_last, step_y, step_x, ring)
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.rows, tile.bw)
     channel_blocks = ceil_div(conv.out_channels, tile.bc)

@@ -200,6 +200,11 @@ class Conv:
     def taps(self) -> int:
         return self.kh * self.kw
 
+    @property
+    def marches(self) -> bool:
+        """Whether there are rows of the output, at an equal distance, that read rows of the input a dilation apart: what a ring takes."""
+        return self.dh % self.sh == 0
+
 
 @dataclass(frozen=True)
 class Pool:

@@ -196,15 +196,14 @@ def pointwise_product(
 
 def fused_ring(conv: Conv) -> tuple[bool, int]:
     """(whether the tile may be a ring, distance of its rows)."""
-    step_y = conv.dh // math.gcd(conv.dh, conv.sh)
-    return conv.taps <= RING_TAPS and step_y * conv.sh == conv.dh, step_y
+    return conv.taps <= RING_TAPS and conv.marches, conv.dh // math.gcd(conv.dh, conv.sh)
 
 
 def _fused(
     x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last, activations,
     precision, tile
 ):  # fmt: skip
-    ring, step_y = fused_ring(conv)
+    _, step_y = fused_ring(conv)
     step_x = conv.dw // math.gcd(conv.dw, conv.sw) if is_channels_last else 1
     o = out.shape[1]
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.bh, tile.bw)
@@ -219,7 +218,7 @@ def _fused(
             "H": conv.h, "W": conv.w, "OH": conv.oh, "OW": conv.ow, "sh": conv.sh, "sw": conv.sw, "dh": conv.dh, "dw": conv.dw,
             "pt": conv.pt,
             "pl": conv.pl, **strips.arguments, "channel_blocks": channel_blocks, "C": conv.out_channels, "O": o, "M": conv.m, "KH": conv.kh,
-            "KW": conv.kw, "BK": tile.bk, "BN": tile.bn, "RING": ring and tile.ring, "CHANNELS_LAST": is_channels_last,
+            "KW": conv.kw, "BK": tile.bk, "BN": tile.bn, "RING": tile.ring, "CHANNELS_LAST": is_channels_last,
             "INPUT_ACTIVATION": activations[0],
             "DEPTHWISE_ACTIVATION": activations[1], "POINTWISE_ACTIVATION": activations[2],
             "HAS_DEPTHWISE_BIAS": depthwise_bias is not None,
@@ -273,7 +272,7 @@ def run_separable(
     out = empty_map(x, (conv.n, o, conv.oh, conv.ow), is_channels_last)
     if out.numel() == 0:
         return out
-    tile = configs.separable_forward(x, conv, o, is_channels_last, fused_ring(conv)[1], precision)
+    tile = configs.separable_forward(x, conv, o, is_channels_last, *fused_ring(conv), precision)
     if tile is not None:
         _fused(
             x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, residual, grad, out, conv, is_channels_last,
@@ -297,7 +296,7 @@ def run_separable(
 def _through_copies(x, conv: Conv, o: int, residual, precision: str) -> bool:
     if x.numel() == 0:
         return False
-    tile = configs.separable_forward(x, conv, o, False, fused_ring(conv)[1], precision)
+    tile = configs.separable_forward(x, conv, o, False, *fused_ring(conv), precision)
     kernel, blocks = ("depthwise_ring", 1) if tile is None else ("separable_fused", ceil_div(o, tile.bn))
     return access.through_copies(x, conv, kernel, blocks, o, 2 if residual is None else 3)
 

@@ -141,7 +141,7 @@ def _gradient_of_intermediate(
     o = pointwise_weight.shape[0]
     dz1 = empty_map(x, conv.out_shape, is_channels_last)
     ring, step_y, step_x = _steps(conv, is_channels_last)
-    tile = configs.gradient_of_intermediate(x, conv, o, is_channels_last, step_y, precision)
+    tile = configs.gradient_of_intermediate(x, conv, o, is_channels_last, ring, step_y, precision)
     strips = Strips(conv.n, conv.oh, conv.ow, step_y, step_x, tile.bh, tile.bw)
     channel_blocks = ceil_div(conv.out_channels, tile.bn)
     launch(
@@ -153,7 +153,7 @@ def _gradient_of_intermediate(
             "out_ptr": grad if out is None else out,
             "x_ptr": x, "depthwise_ptr": depthwise_weight, "pointwise_ptr": pointwise_weight, "depthwise_bias_ptr": depthwise_bias,
             "dz1_ptr": dz1,
-            "channel_blocks": channel_blocks, "BK": tile.bk, "BN": tile.bn, "RING": ring and tile.ring,
+            "channel_blocks": channel_blocks, "BK": tile.bk, "BN": tile.bn, "RING": tile.ring,
             "STAGES": tile.options.get("num_stages", 1),
             "POINTWISE_ACTIVATION": activations[2], "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "PRECISION": precision,
         },
@@ -170,7 +170,7 @@ def _pointwise_gradient(
     weight_gradient = torch.empty_like(pointwise_weight) if want_weight else nothing(x)
     bias_gradient = x.new_empty(o) if want_bias else nothing(x)
     ring, step_y, step_x = _steps(conv, is_channels_last)
-    tile, stored = configs.pointwise_gradient(x, conv, o, is_channels_last, step_y, precision)
+    tile, stored = configs.pointwise_gradient(x, conv, o, is_channels_last, ring, step_y, precision)
     stored = stored and want_weight
     if stored:
         x = run_depthwise(x, depthwise_weight, depthwise_bias, conv, is_channels_last, activations[0], activations[1])
@@ -190,7 +190,7 @@ def _pointwise_gradient(
             "out_ptr": grad if out is None else out,
             "x_ptr": x, "depthwise_ptr": depthwise_weight, "depthwise_bias_ptr": depthwise_bias, "partial_ptr": partial,
             "bias_partial_ptr": bias_partial, "out_blocks": out_blocks, "channel_blocks": channel_blocks, "strip_count": strips.count,
-            "BO": tile.bk, "BC": tile.bn, "RING": ring and tile.ring, "STRIPS": per_program, "POINTWISE_ACTIVATION": activations[2],
+            "BO": tile.bk, "BC": tile.bn, "RING": tile.ring, "STRIPS": per_program, "POINTWISE_ACTIVATION": activations[2],
             "HAS_DEPTHWISE_BIAS": depthwise_bias is not None, "WANT_WEIGHT": want_weight, "WANT_BIAS": want_bias, "STORED": stored,
             "PRECISION": precision,
         },
