@@ -16,6 +16,7 @@ from triton_kernels import (  # noqa: F401
     exact_float32,
     guarded_addresses,
     layouts,
+    one_patch_a_launch,
     ops,
     ops_backward,
     poisoned_memory,

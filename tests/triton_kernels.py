@@ -7,7 +7,7 @@ Maps are small and their sizes odd, so that every tile has a tail; under the int
 import pytest
 import test_errors
 import torch
-from triton_memory import guarded_addresses, poisoned_memory  # noqa: F401
+from triton_memory import guarded_addresses, one_patch_a_launch, poisoned_memory  # noqa: F401
 
 import fastconv
 import fastconv.functional as FF
@@ -109,6 +109,14 @@ def test_depthwise(case, channels_last):
         strided(tensor(c * m, dtype=dtype)) if case != "plain" else None,
     )
     check("depthwise_conv2d", inputs, (stride, padding, dilation, activation), dtype)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish"])
+def test_derivative_on_a_kink(activation):
+    x = torch.tensor([-3.0, -0.0, 0.0, 3.0, 6.0], device=DEVICE).view(1, 1, 1, 5).requires_grad_()
+    out = ops.depthwise_conv2d(x, torch.ones(1, 1, 1, 1, device=DEVICE), None, (1, 1), (0, 0, 0, 0), (1, 1), activation)
+    got, expected = (torch.autograd.grad(result.sum(), x)[0] for result in (out, reference.ACTIVATIONS[activation](x)))
+    torch.testing.assert_close(got, expected)
 
 
 def test_depthwise_of_more_taps_than_unroll():
@@ -220,6 +228,16 @@ def test_max_pool_of_more_taps_than_a_byte_holds():
     pool = triton_backend.launch.Pool.of(x.shape, *geometry)
     taps = triton_backend.pooling.run_max_pool(x, pool, False, 0.0, "tap", torch.int32)[1]
     assert torch.equal(taps.flatten(), x.flatten(2).argmax(2).flatten().int())
+
+
+def test_windows_without_a_tap_inside():
+    """The taps of a dilated window may lie on both sides of a small map; it has no index then."""
+    x = torch.randn(1, 2, 3, 3, device=DEVICE)
+    geometry = ((2, 2), (1, 1), (3, 3), (5, 5), False, False)
+    out, indices = ops.shift_stitch_max_pool2d_indices(x, *geometry, 0.0)
+    expected, expected_indices = reference.shift_stitch_max_pool2d_indices(x, *geometry, 0.0)
+    assert expected_indices.min() == -1 and expected_indices.max() >= 0
+    assert torch.equal(out, expected) and torch.equal(indices, expected_indices)
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])

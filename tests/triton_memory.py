@@ -55,3 +55,26 @@ def guarded_addresses(monkeypatch):
     monkeypatch.setattr(executor, "_init_args_hst", converted)
     monkeypatch.setattr(builder, "create_masked_load", checked_load)
     monkeypatch.setattr(builder, "create_masked_store", checked_store)
+
+
+@pytest.fixture(autouse=True)
+def one_patch_a_launch(monkeypatch):
+    """The interpreter puts its operations into triton.language again at each call of a device function, which is half of its time: once a
+    launch will do."""
+    from triton.runtime import interpreter
+
+    patch, call, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+    def patch_once(function):
+        modules = frozenset(name for name in ("tl", "core") if name in function.__globals__)
+        if modules in patched:
+            return interpreter._LangPatchScope()
+        patched.add(modules)
+        return patch(function)
+
+    def launch(self, *arguments, **options):
+        patched.clear()
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch)

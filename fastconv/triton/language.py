@@ -63,7 +63,7 @@ def activation_backward(grad, x, ACTIVATION: tl.constexpr):
         slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
         grad = grad * (s + x * slope * s * (1.0 - s))
     elif ACTIVATION == "hardswish":
-        slope = tl.where(x < -3, 0.0, tl.where(x <= 3, x * (1.0 / 3.0) + 0.5, 1.0))
+        slope = tl.where(x <= -3, 0.0, tl.where(x < 3, x * (1.0 / 3.0) + 0.5, 1.0))
         grad = grad * slope
     else:
         tl.static_assert(ACTIVATION == "identity")

@@ -75,13 +75,14 @@ def better(value, best):
 
 @triton.jit
 def store_argmax(
-    index_ptr, offsets, mask, tap, y, columns, ph, pw, dh, dw, W, KW: tl.constexpr, INDEX: tl.constexpr
+    index_ptr, offsets, mask, tap, y, columns, ph, pw, dh, dw, H, W, KH: tl.constexpr, KW: tl.constexpr, INDEX: tl.constexpr
 ):  # fmt: skip
-    """INDEX "tap": the window's tap; "plane": the position in the input plane."""
+    """INDEX "tap": the window's tap; "plane": the position in the input plane, -1 where no tap is inside it."""
     if INDEX == "plane":
         row = y - ph + (tap // KW) * dh
         column = (columns - pw)[:, None] + (tap % KW) * dw
-        tap = row.to(tl.int64) * W + column
+        reaches = (_taps_inside(y - ph + tl.zeros_like(columns), H, dh, KH) > 0) & (_taps_inside(columns - pw, W, dw, KW) > 0)
+        tap = tl.where(reaches[:, None], row.to(tl.int64) * W + column, -1)
     tl.store(index_ptr + offsets, tap.to(index_ptr.dtype.element_ty), mask=mask)
 
 
@@ -142,7 +143,7 @@ def max_pool_ring(
         mask = (inside(y, columns, DENSE_H, DENSE_W) & (rows >= row))[:, None] & channel_mask[None, :]
         tl.store(out_ptr + base + at, bests[KH - 1].to(out_ptr.dtype.element_ty), mask=mask)
         if INDEX != "none":
-            store_argmax(index_ptr + base, at, mask, taps[KH - 1], y, columns, ph, pw, dh, dw, W, KW, INDEX)
+            store_argmax(index_ptr + base, at, mask, taps[KH - 1], y, columns, ph, pw, dh, dw, H, W, KH, KW, INDEX)
 
 
 @triton.jit
@@ -173,7 +174,7 @@ def max_pool_gather(
         mask = inside(y, columns, DENSE_H, DENSE_W)[:, None] & channel_mask[None, :]
         tl.store(out_ptr + base + at, best.to(out_ptr.dtype.element_ty), mask=mask)
         if INDEX != "none":
-            store_argmax(index_ptr + base, at, mask, tap, y, columns, ph, pw, dh, dw, W, KW, INDEX)
+            store_argmax(index_ptr + base, at, mask, tap, y, columns, ph, pw, dh, dw, H, W, KH, KW, INDEX)
 
 
 @triton.jit
@@ -188,8 +189,7 @@ def window_share(y, x, H, W, ph, pw, dh, dw, divisor, KH: tl.constexpr, KW: tl.c
         if COUNT == "padded":
             taps = _taps_before(top, H + ph, dh, KH) * _taps_before(left, W + pw, dw, KW)
         else:
-            rows = tl.maximum(_taps_before(top, H, dh, KH) - first_tap(top, dh), 0)
-            taps = rows * tl.maximum(_taps_before(left, W, dw, KW) - first_tap(left, dw), 0)
+            taps = _taps_inside(top, H, dh, KH) * _taps_inside(left, W, dw, KW)
         # A window without any tap sums to zero, whatever its share.
         return 1.0 / tl.maximum(taps, 1).to(tl.float32)
 
@@ -198,6 +198,12 @@ def window_share(y, x, H, W, ph, pw, dh, dw, divisor, KH: tl.constexpr, KW: tl.c
 def _taps_before(start, end, dilation, K: tl.constexpr):
     """How many of K taps, the first at `start`, lie before `end`."""
     return tl.minimum(tl.maximum(end - start + dilation - 1, 0) // dilation, K)
+
+
+@triton.jit
+def _taps_inside(start, size, dilation, K: tl.constexpr):
+    """How many of K taps, the first at `start`, lie in the input."""
+    return tl.maximum(_taps_before(start, size, dilation, K) - first_tap(start, dilation), 0)
 
 
 @triton.jit
