@@ -1,5 +1,5 @@
 """Runs tests/triton_kernels.py and triton_blocks.py: in place where there is a GPU, elsewhere in a process of its own under Triton's
-interpreter, which has to be chosen before Triton is imported."""
+interpreter, which has to be chosen before Triton is imported; there the random cases of triton_random.py run too."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ else:
 
     def test_kernels_under_the_interpreter():
         environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        files = [str(HERE / "triton_kernels.py"), str(HERE / "triton_blocks.py")]
+        files = [str(HERE / f"triton_{name}.py") for name in ("kernels", "blocks", "random")]
         command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", *files]
         result = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
         print(result.stdout)
