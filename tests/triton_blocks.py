@@ -83,9 +83,13 @@ def test_taps_found_again_fit_their_dtype(window):
     assert taps is backward.arguments["argmax_ptr"] and torch.iinfo(taps.dtype).max >= math.prod(window) - 1
 
 
-@pytest.fixture
+# Linux's MAP_NORESERVE, for which Python 3.11 has no name: pages that are never touched are not counted.
+NORESERVE = 0x4000
+
+
 def last_programs_alone(monkeypatch):
-    """Of a launch its last program runs alone: a map of 2^31 elements has millions. Memory is of zeros, and taken when it is touched."""
+    """Of a launch its last program runs alone: maps of 2^31 elements have millions. Returns what makes such maps, of zeros, whose memory is
+    taken when it is touched."""
     from triton.runtime import interpreter
 
     run = interpreter.InterpretedFunction.run
@@ -101,71 +105,74 @@ def last_programs_alone(monkeypatch):
 
     def zeros(like, shape, is_channels_last, dtype=None):
         dtype = dtype or like.dtype
-        flat = torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE), dtype=dtype)
+        flat = torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | NORESERVE), dtype=dtype)
         n, c, h, w = shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2) if is_channels_last else flat.view(shape)
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", run_last)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "set_grid_idx", set_index)
+    # Copies every storage to the device, which here is the same memory.
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
-    for module in ("depthwise", "depthwise_backward", "separable", "separable_backward", "pooling", "pooling_backward", "shift_stitch"):
+    for module in ("depthwise", "depthwise_backward", "separable", "separable_backward", "pooling", "shift_stitch"):
         monkeypatch.setattr(getattr(triton_backend, module), "empty_map", zeros)
     return zeros
 
 
-# Height and width: whole tiles, so that the last one ends in the corner.
-LARGE = {"tall": (2**31 // 3 // 1024 // 8 * 8 + 12, 1024), "wide": (4, 2**31 // 12 // 16 * 16 + 16)}
+# Images, height and width of three channels. Whole tiles, so that the last one ends in the corner; past 2^31 are the last channel and the
+# last row or column of the first two, and the images together of the third.
+LARGE = {
+    "tall": (1, 2**31 * 5 // 9 // 1024 // 8 * 8 + 4, 1024),
+    "wide": (1, 1, 2**31 * 5 // 9 // 16 * 16),
+    "batch": (2**31 // 192 + 2, 4, 16),
+}
 
 
 def corner(t):
     """What the last program of every kernel covers."""
-    return t[..., -2:, -8:]
+    return t[-1:, :, -2:, -8:]
 
 
 @ONLY_INTERPRETED
-@pytest.mark.parametrize("name", ["depthwise", "gather", "separable", "backward", "separable_backward", "max_pool", "shift"])
-@layouts(LARGE, both=tuple(LARGE))
-def test_offsets_beyond_32_bits_of_the_last_program(name, case, channels_last, last_programs_alone):
-    h, w = LARGE[case]
-    x = last_programs_alone(torch.empty(0, dtype=BF16), (1, 3, h, w), channels_last)
-    x[..., -6:, -20:] = torch.randn(3, min(h, 6), 20)
-    crop = torch.zeros(1, 3, 8, 32)
-    crop[..., -min(h, 8) :, :] = x[..., -8:, -32:]
+@pytest.mark.parametrize("name", ["depthwise", "strided", "separable", "backward", "separable_backward", "max_pool", "shift"])
+@layouts(LARGE, both=("tall", "wide"))
+def test_offsets_beyond_32_bits_of_the_last_program(name, case, channels_last, monkeypatch):
+    n, h, w = LARGE[case]
+    zeros = last_programs_alone(monkeypatch)
+    x = zeros(torch.empty(0, dtype=BF16), (n, 3, h, w), channels_last)
+    x[-1, :, -6:, -20:] = torch.randn(3, min(h, 6), min(w, 20))
+    crop = torch.zeros(1, 3, min(h, 8), 32, dtype=torch.double)
+    crop[..., -min(w, 32) :] = x[-1, :, -8:, -32:]
     weights = torch.randn(3, 1, 3, 3).to(BF16), torch.randn(3, 3).to(BF16)
+    exact = [t.double() for t in weights]
     same = (1, 1), (1, 1, 1, 1), (1, 1)
-    exact = [t.double() for t in (crop, *weights)]
-    nothing = None, None
-    if name == "depthwise":
-        out = ops.depthwise_conv2d(x, weights[0], None, *same, "relu")
-        expected = reference.depthwise_conv2d(*exact[:2], None, *same, "relu")
-    elif name == "gather":
-        # A ring holds no window of 51 taps.
-        weight = torch.randn(3, 1, 3, 17).to(BF16)
-        out = ops.depthwise_conv2d(x, weight, None, (1, 1), (1, 1, 8, 8), (1, 1), "relu")
-        expected = reference.depthwise_conv2d(exact[0], weight.double(), None, (1, 1), (1, 1, 8, 8), (1, 1), "relu")
+    nothing = None, None, None
+    activations = "identity", "relu", "identity"
+    if name in ("depthwise", "strided"):
+        geometry = ((1, 1) if name == "depthwise" else (2, 2), *same[1:], "relu")
+        out = ops.depthwise_conv2d(x, weights[0], None, *geometry)
+        expected = reference.depthwise_conv2d(crop, exact[0], None, *geometry)
     elif name == "separable":
-        out = ops.depthwise_separable_conv2d(x, *weights, *nothing, None, *same, "identity", "relu", "identity")
-        expected = reference.depthwise_separable_conv2d(*exact, *nothing, None, *same, "identity", "relu", "identity")
-    elif name in ("backward", "separable_backward"):
-        grad = last_programs_alone(x, x.shape, channels_last)
-        corner(grad)[:] = torch.randn(3, 2, 8)
-        exact[0].requires_grad_()
+        out = ops.depthwise_separable_conv2d(x, *weights, *nothing, *same, *activations)
+        expected = reference.depthwise_separable_conv2d(crop, *exact, *nothing, *same, *activations)
+    elif name.endswith("backward"):
+        grad = zeros(x, x.shape, channels_last)
+        corner(grad)[:] = torch.randn(3, min(h, 2), 8)
+        crop.requires_grad_()
         if name == "backward":
-            out = ops_backward("depthwise_conv2d_backward", grad, x, weights[0], None, None, *same, "identity", [True, False, False])[0]
-            forward = reference.depthwise_conv2d(*exact[:2], None, *same, "identity")
+            arguments = weights[0], None, None, *same, "identity", [True, False, False]
+            out = ops_backward("depthwise_conv2d_backward", grad, x, *arguments)[0]
+            forward = reference.depthwise_conv2d(crop, exact[0], None, *same, "identity")
         else:
-            activations = "identity", "relu", "identity"
-            mask = [True] + [False] * 5
-            out = ops_backward("depthwise_separable_conv2d_backward", grad, x, *weights, *nothing, None, None, *same, *activations, mask)[0]
-            forward = reference.depthwise_separable_conv2d(*exact, *nothing, None, *same, *activations)
-        (expected,) = torch.autograd.grad(corner(forward), exact[0], corner(grad).double())
+            arguments = *weights, *nothing, None, *same, *activations, [True] + [False] * 5
+            out = ops_backward("depthwise_separable_conv2d_backward", grad, x, *arguments)[0]
+            forward = reference.depthwise_separable_conv2d(crop, *exact, *nothing, *same, *activations)
+        (expected,) = torch.autograd.grad(corner(forward), crop, corner(grad).double())
     elif name == "max_pool":
         geometry = (3, 3), (1, 1), (1, 1), (1, 1), False, False
         out, indices = ops.shift_stitch_max_pool2d_indices(x, *geometry, 0.0)
-        expected, wanted = reference.shift_stitch_max_pool2d_indices(exact[0], *geometry, 0.0)
+        expected, wanted = reference.shift_stitch_max_pool2d_indices(crop, *geometry, 0.0)
         row, column = corner(wanted) // 32, corner(wanted) % 32
-        assert torch.equal(corner(indices), (row + h - 8) * w + column + w - 32)
+        assert torch.equal(corner(indices), (row + h - crop.shape[2]) * w + column + w - 32)
     else:
-        out = ops.shift(x, (1, 1), 0.0)
-        expected = exact[0]
+        out, expected = ops.shift(x, (1, 1), 0.0), crop
     assert error(corner(out), corner(expected)) < TOLERANCE[BF16]

@@ -90,12 +90,12 @@ F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DEPTHWISE = {
     "plain": ((1, 5, 9, 6), 1, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), "identity", F32),
     "dilated_relu": ((1, 20, 5, 5), 1, (3, 3), (1, 1), (2, 2, 3, 3), (2, 3), "relu", BF16),
-    "bias_beyond_the_input": ((1, 3, 3, 4), 1, (3, 2), (1, 1), (4, 2, 0, 3), (1, 2), "relu6", F16),
+    "bias_beyond_the_input": ((1, 3, 5, 4), 1, (3, 2), (1, 1), (4, 2, 0, 3), (1, 2), "relu6", F16),
     "stride_and_multiplier": ((1, 2, 6, 5), 2, (3, 2), (2, 1), (1, 0, 1, 1), (1, 2), "silu", F16),
     "stride_divides_dilation": ((1, 3, 7, 6), 2, (2, 3), (2, 1), (2, 2, 2, 2), (2, 2), "gelu", F32),
     "one_tap": ((1, 3, 4, 5), 1, (1, 1), (1, 2), (0, 0, 1, 1), (1, 1), "gelu_tanh", F32),
     "dilation_beyond_the_input": ((2, 4, 2, 3), 1, (3, 3), (1, 1), (3, 3, 3, 3), (3, 3), "hardswish", F32),
-    "strips_and_short_classes": ((1, 3, 17, 4), 1, (2, 2), (1, 1), (1, 0, 1, 2), (1, 3), "relu", F32),
+    "strips_and_short_classes": ((1, 3, 17, 4), 1, (3, 2), (1, 1), (1, 1, 1, 2), (1, 3), "relu", F32),
 }
 
 
@@ -130,7 +130,7 @@ def test_depthwise_of_more_taps_than_unroll():
 SEPARABLE = {
     "xception": ((2, 5, 3, 5), 1, 6, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("relu", "identity", "relu"), True, F32),
     "several_tiles": ((1, 20, 5, 5), 1, 18, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), ("identity", "relu", "identity"), False, BF16),
-    "recomputed": ((1, 4, 4, 3), 2, 3, (2, 2), (1, 1), (1, 0, 0, 1), (1, 1), ("silu", "hardswish", "silu"), True, F32),
+    "recomputed": ((1, 4, 5, 3), 2, 3, (2, 2), (1, 1), (1, 0, 0, 1), (1, 1), ("silu", "hardswish", "silu"), True, F32),
     "stride_and_multiplier": ((1, 5, 6, 4), 2, 7, (3, 2), (2, 1), (1, 0, 1, 1), (1, 2), ("identity", "gelu", "relu6"), True, F16),
     "apart": ((3, 28, 2, 4), 1, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), ("identity", "relu", "silu"), True, F16),
 }

@@ -42,7 +42,7 @@ def guarded_addresses(monkeypatch):
         outside = numpy.ones(addresses.shape, bool)
         for begin, end in spans:
             outside &= (addresses < begin) | (addresses + size > end)
-        assert not outside.any(), f"{outside.sum()} of {outside.size} addresses outside of the launch's tensors"
+        assert not outside.any(), f"{outside.sum()} of {outside.size} addresses outside of the tensors of the launch"
 
     def checked_load(self, pointers, mask, *rest):
         check(pointers, mask)
