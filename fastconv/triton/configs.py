@@ -169,6 +169,8 @@ def depthwise_backward(x: torch.Tensor, conv: Conv, is_channels_last: bool, heig
 
 def depthwise_gather(x, conv: Conv, is_channels_last: bool, height: int, width: int, channels: int, step_y: int, step_x: int) -> Tile:
     row = INTERPRETER if INTERPRETED else GATHER[layout_name(is_channels_last)]
+    if conv.taps > 49:
+        row = replace(row, elements=row.elements // 2)
     return _strip_tile(row, conv.n, height, width, channels, step_y, step_x, family_of(x.device).processors)
 
 
@@ -319,13 +321,13 @@ def pointwise_gradient(
     x: torch.Tensor, conv: Conv, o: int, is_channels_last: bool, ring: bool, step_y: int, precision: str
 ) -> tuple[Fused, bool]:
     """(tile, stored): bk counts output channels, bn input channels; `stored`: m comes from a depthwise pass, because it would be computed
-    again for every block of output channels."""
+    again for every block of output channels, or has many taps."""
     if INTERPRETED:
         return _with_ring(_interpreted(), ring), conv.out_channels > 24
     operands = operands_of(x, precision)
     row = _measured("pointwise_gradient", x, is_channels_last, conv_class(conv, o), operands)
     if row is _NOT_MEASURED:
         row = _of_operands(POINTWISE_GRADIENT, x, is_channels_last, operands)
-    stored = o > FUSED_CHANNELS or (not ring and conv.marches)
+    stored = o > FUSED_CHANNELS or (conv.taps > NINE and conv.marches)
     tile = Fused.of(row, conv.oh, conv.ow, 1 if stored else step_y, ring or stored, _chunk(row.bk, o), _chunk(row.bn, conv.out_channels))
     return tile if stored else _lighter(tile, conv, operands), stored

@@ -63,7 +63,7 @@ STRIPS = {
     "depthwise_conv2d": {
         "any": {
             "channels_last": ((9, Strip(16, 1024, 4, 128)), (25, Strip(16, 512, 4)), (49, Strip(16, 256, 4))),
-            "contiguous": ((9, Strip(256, 1024, 4, 128, narrow=512)), (25, Strip(256, 256, 4)), (49, Strip(256, 256, 4))),
+            "contiguous": ((9, Strip(256, 1024, 4, narrow=512)), (25, Strip(256, 256, 4)), (49, Strip(256, 256, 4))),
         }
     },
     "depthwise_conv2d_backward": {
@@ -92,8 +92,8 @@ ROUNDED_WHATEVER_IS_ASKED = {"sm_100": (4, 8)}
 # twice as many with half of them each.
 FUSED = {
     "any": {
-        ("channels_last", "half"): (FusedRow(4, 64, 32, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 32, 256, 16)),
-        ("contiguous", "half"): (FusedRow(8, 128, 32, 64, 8), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 16, 256, 16)),
+        ("channels_last", "half"): (FusedRow(4, 64, 64, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 32, 256, 16)),
+        ("contiguous", "half"): (FusedRow(4, 64, 64, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 16, 256, 16)),
         ("channels_last", "tf32"): (FusedRow(4, 64, 32, 64, 4), FusedRow(4, 64, 32, 128, 8)),
         ("contiguous", "tf32"): (FusedRow(4, 64, 32, 64, 4), FusedRow(4, 64, 32, 128, 8)),
         ("channels_last", "ieee"): (FusedRow(4, 64, 32, 64, 4), FusedRow(4, 64, 16, 128, 4)),
@@ -102,12 +102,12 @@ FUSED = {
 }
 # wgmma leaves operands in shared memory.
 FUSED["sm_90"] = FUSED["any"] | {
-    ("channels_last", "half"): (FusedRow(4, 64, 32, 64, 4), FusedRow(4, 64, 32, 128, 4), FusedRow(4, 64, 64, 256, 8)),
-    ("contiguous", "half"): (FusedRow(8, 128, 16, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 32, 256, 8)),
+    ("channels_last", "half"): (FusedRow(4, 64, 64, 64, 4), FusedRow(4, 64, 32, 128, 4), FusedRow(4, 64, 64, 256, 8)),
+    ("contiguous", "half"): (FusedRow(4, 64, 64, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 32, 256, 8)),
 }
 FUSED["sm_100"] = FUSED["any"] | {
-    ("channels_last", "half"): (FusedRow(4, 64, 32, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 64, 256, 8)),
-    ("contiguous", "half"): (FusedRow(4, 64, 32, 64, 4), FusedRow(4, 64, 64, 128, 8), FusedRow(4, 64, 64, 256, 8)),
+    ("channels_last", "half"): (FusedRow(4, 64, 64, 64, 4), FusedRow(8, 128, 32, 128, 8), FusedRow(4, 64, 64, 256, 8)),
+    ("contiguous", "half"): (FusedRow(4, 64, 64, 64, 4), FusedRow(4, 64, 64, 128, 8), FusedRow(4, 64, 64, 256, 8)),
     ("channels_last", "tf32"): (FusedRow(4, 64, 32, 64, 8), FusedRow(4, 64, 32, 128, 8)),
     ("channels_last", "ieee"): (FusedRow(4, 32, 32, 64, 2), FusedRow(4, 32, 16, 128, 2)),
     ("contiguous", "ieee"): (FusedRow(4, 32, 16, 64, 2), FusedRow(4, 32, 16, 128, 2)),
@@ -127,7 +127,11 @@ FUSED_WINDOWS = {
 }
 # An accumulator of 256 channels leaves too few registers where it takes the products of Ampere.
 FUSED_WINDOWS["sm_80"] = FUSED_WINDOWS["any"] | {"half": FUSED_WINDOWS["any"]["half"][:2]}
-FUSED_WINDOWS["sm_100"] = FUSED_WINDOWS["any"] | {"ieee": (FusedRow(4, 32, 16, 64, 2), FusedRow(4, 32, 16, 128, 2))}
+FUSED_WINDOWS["gfx942"] = FUSED_WINDOWS["any"] | {
+    "half": (FusedRow(2, 32, 32, 64, 8), FusedRow(2, 32, 32, 128, 8), FusedRow(2, 32, 32, 256, 8)),
+    **dict.fromkeys(("tf32", "ieee"), (FusedRow(2, 32, 16, 64, 8), FusedRow(2, 32, 16, 128, 8))),
+}
+FUSED_WINDOWS["sm_100"] = FUSED_WINDOWS["any"] | {"ieee": (FusedRow(4, 32, 16, 64, 2),)}
 NINE = 9  # taps of a 3 x 3 window
 # Up to here the depthwise part is computed once and costs less than writing and reading it; beyond, the two launches win ...
 FUSED_CHANNELS = 256
@@ -140,17 +144,21 @@ SMALL_MAP = 2048
 # By operands, and by layout where that matters. bk counts output channels, bn input channels. Operands of all stages lie in shared memory,
 # of which AMD has 64 KB.
 INTERMEDIATE = {
-    "any": {"half": FusedRow(4, 64, 64, 128, 8, 3), "tf32": FusedRow(4, 64, 32, 64, 8, 3), "ieee": FusedRow(4, 64, 32, 64, 8, 3)},
-    "gfx942": {"half": FusedRow(4, 64, 32, 64, 8, 2), "tf32": FusedRow(4, 32, 32, 64, 8, 2), "ieee": FusedRow(4, 32, 32, 64, 8, 2)},
+    "any": {
+        "half": FusedRow(4, 64, 64, 128, 8, 3),
+        ("contiguous", "half"): FusedRow(4, 64, 64, 64, 8, 3),
+        "tf32": FusedRow(4, 64, 32, 64, 8, 3),
+        "ieee": FusedRow(4, 64, 32, 64, 8, 3),
+    },
+    "gfx942": {"half": FusedRow(4, 32, 32, 64, 8, 2), "tf32": FusedRow(4, 32, 32, 64, 8, 2), "ieee": FusedRow(4, 32, 32, 64, 8, 2)},
 }
-INTERMEDIATE["sm_80"] = INTERMEDIATE["any"] | {("contiguous", "half"): FusedRow(4, 64, 64, 64, 8, 3)}
 INTERMEDIATE["sm_100"] = INTERMEDIATE["any"] | {"half": FusedRow(4, 64, 64, 64, 8, 3), "ieee": FusedRow(4, 64, 32, 64, 16, 3)}
 
 # The same; smaller before wgmma, whose operands need not be in registers.
 POINTWISE_GRADIENT = {
     "any": {"half": FusedRow(4, 64, 128, 64, 8), "tf32": FusedRow(4, 64, 64, 32, 8), "ieee": FusedRow(4, 32, 128, 64, 8)},
-    # Masks of 64 pixels are more than the scalar registers of gfx942 hold.
-    "gfx942": {"half": FusedRow(2, 32, 128, 64, 8), "tf32": FusedRow(2, 32, 64, 32, 8), "ieee": FusedRow(2, 32, 64, 32, 8)},
+    # Rings of more rows are more than the registers of gfx942 hold where the activations are smooth.
+    "gfx942": dict.fromkeys(("half", "tf32", "ieee"), FusedRow(1, 16, 128, 32, 8)),
 }
 POINTWISE_GRADIENT["sm_90"] = POINTWISE_GRADIENT["any"] | {("contiguous", "half"): FusedRow(2, 32, 128, 64, 8)}
 POINTWISE_GRADIENT["sm_80"] = POINTWISE_GRADIENT["any"] | {"half": FusedRow(4, 64, 64, 32, 8), "tf32": FusedRow(2, 32, 64, 32, 8)}
