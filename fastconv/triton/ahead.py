@@ -126,9 +126,12 @@ def compile_launch(launch: Launch, family: Family) -> Report:
     else:
         target = GPUTarget("hip", "gfx942", 64)
     compiled = triton.compile(_source(launch), target=target, options=launch.options)
-    if family.name == "cuda":
-        return _cuda_report(compiled)
-    return _amd_report(compiled)
+    return report_of(compiled, family)
+
+
+def report_of(compiled, family: Family) -> Report:
+    """What a kernel that Triton has compiled says of itself."""
+    return _cuda_report(compiled) if family.name == "cuda" else _amd_report(compiled)
 
 
 def _run_on_file(tool: str, cubin: bytes, *options: str) -> str:
