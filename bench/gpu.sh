@@ -118,7 +118,7 @@ fi
 # ---- the rest, as far as time goes ------------------------------------------------------------------------------------------------
 ignored=()
 # Done above, or no matter of this machine's GPU: host-run kernels, compilers, this script itself.
-for file in "${operators[@]}" tests/test_autograd.py tests/test_{cuda_host,cuda_host_plants,cuda_compiled,triton_ahead,gpu_script}.py; do ignored+=("--ignore=$file"); done
+for file in "${operators[@]}" tests/test_autograd.py tests/test_{cuda_host,cuda_host_plants,cuda_compiled,triton_ahead,triton_launch,triton_plants,gpu_script}.py; do ignored+=("--ignore=$file"); done
 run_tests rest 120 tests "${ignored[@]}"
 [[ $DEVICE == cuda ]] && stage tuning 120 "$PYTHON" -m bench --quick --out "$OUT/tuning.json" tune
 

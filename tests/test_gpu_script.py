@@ -60,7 +60,8 @@ def test_stages_run_in_the_order_of_their_worth(tmp_path):
         < ran.index("bench --quick")
         < ran.index("--ignore=tests/test_cuda_host.py")
     )
-    for file in ("test_cuda_host.py", "test_cuda_host_plants.py", "test_cuda_compiled.py", "test_triton_ahead.py", "test_gpu_script.py"):
+    hosted = ("cuda_host", "cuda_host_plants", "cuda_compiled", "triton_ahead", "triton_launch", "triton_plants", "gpu_script")
+    for file in (f"test_{name}.py" for name in hosted):
         assert f"--ignore=tests/{file}" in ran and (ROOT / "tests" / file).exists()
 
 
