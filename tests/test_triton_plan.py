@@ -163,6 +163,19 @@ def test_the_way_of_contiguous_maps_follows_the_counts(monkeypatch, caplog):
     assert line.startswith("contiguous maps of depthwise_ring, 9 taps, on sm_90: strided 134.22 MB") and line.endswith("; copied taken")
 
 
+@pytest.mark.parametrize("sizes", [(1, 2, 46341, 46341), (1, 65536, 2, 32768)], ids=["plane", "row"])
+def test_strides_that_do_not_fit_are_refused(sizes):
+    x = meta(*sizes, dtype=BF16)
+    for op, arguments in (
+        ("depthwise_conv2d", (x, meta(sizes[1], 1, 1, 1, dtype=BF16), None, (1, 1), (0,) * 4, (1, 1), "identity")),
+        ("shift_stitch_max_pool2d", (x, (1, 1), (2, 2), (0, 0), (1, 1), False, False, 0.0)),
+        ("shift", (x, (2, 2), 0.0)),
+        ("stitch", (x, (1, 1), sizes[2:])),
+    ):
+        with pytest.raises(RuntimeError, match="input: the Triton kernels take several planes or rows of fewer than"):
+            planner.launches_of(op, arguments, FAMILIES["sm_90"])
+
+
 def test_counts_are_complete_for_the_kinds_that_have_them():
     kinds = {key.split()[0] for key in access.counted()}
     assert "sm_90" in kinds

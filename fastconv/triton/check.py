@@ -35,6 +35,13 @@ def integers(values, argument: str, length: int, least: int) -> None:
             _refuse(argument, f"expected values >= {least}, got {value}")
 
 
+def strides_fit(sizes, argument: str) -> None:
+    """Offsets take 64 bits where a map needs them, strides of planes and rows stay at 32 (`language.strides`)."""
+    _, c, h, w = sizes
+    if (c > 1 and h * w >= 2**31) or (h > 1 and c * w >= 2**31):
+        _refuse(argument, f"the Triton kernels take several planes or rows of fewer than 2^31 elements each, got {_shape(sizes)}")
+
+
 def _same_kind(tensor: torch.Tensor, argument: str, input: torch.Tensor) -> None:
     if tensor.dtype != input.dtype:
         _refuse(argument, "its dtype differs from the dtype of input")
@@ -88,6 +95,8 @@ def conv(input, weight, weight_name: str, bias, bias_name: str, stride, padding,
     if result.oh < 1 or result.ow < 1:
         spans = (dilation[0] * (shape[2] - 1) + 1, dilation[1] * (shape[3] - 1) + 1)
         _refuse("input", f"{_shape(input.shape)} with its padding is smaller than the dilated kernel {_shape(spans)}")
+    strides_fit(input.shape, "input")
+    strides_fit(result.out_shape, "output")
     return result
 
 
@@ -106,6 +115,7 @@ def separable(input, depthwise_weight, pointwise_weight, depthwise_bias, pointwi
     result = conv(input, depthwise_weight, "depthwise_weight", depthwise_bias, "depthwise_bias", stride, padding, dilation)
     out_channels = pointwise(pointwise_weight, result.out_channels, input)
     vector(pointwise_bias, "pointwise_bias", out_channels, input)
+    strides_fit((result.n, out_channels, result.oh, result.ow), "output")
     return result, out_channels
 
 
@@ -130,6 +140,8 @@ def pool(sizes, argument: str, kernel_size, stride, padding, dilation, ceil_mode
     if result.dense_h < 1 or result.dense_w < 1:
         spans = (dilation[0] * (kernel_size[0] - 1) + 1, dilation[1] * (kernel_size[1] - 1) + 1)
         _refuse(argument, f"{_shape(sizes)} with padding {_shape(padding)} is smaller than the dilated kernel {_shape(spans)}")
+    strides_fit(sizes, argument)
+    strides_fit((result.n, result.c, result.dense_h, result.dense_w), "output")
     return result
 
 
@@ -168,6 +180,7 @@ def shift(input: torch.Tensor, stride) -> None:
     four_dimensions(input, "input")
     integers(stride, "stride", 2, 1)
     floating(input, "input")
+    strides_fit(input.shape, "input")
 
 
 def stitch(input: torch.Tensor, stride, size) -> None:
@@ -178,3 +191,4 @@ def stitch(input: torch.Tensor, stride, size) -> None:
         _refuse("input", f"expected a batch that is a multiple of {sy}*{sx} fragments, got shape {_shape(input.shape)}")
     if size[0] > u * sy or size[1] > v * sx:
         _refuse("size", f"expected at most {_shape((u * sy, v * sx))}, which the fragments cover, got {_shape(size)}")
+    strides_fit((n, input.shape[1], *size), "size")
