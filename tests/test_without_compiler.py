@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 import fastconv
 from fastconv import _ops
 
-# Looked for, not imported: setuptools imported this late replaces distutils under those who have it already.
-pytestmark = pytest.mark.skipif(not all(map(find_spec, ("pip", "setuptools"))), reason="installs with pip and setuptools")
+# Asked of what is installed: whoever imports setuptools or looks for pip this late exchanges distutils under those who have it already.
+TOOLS = {"pip", "setuptools"} - {each.name for each in distributions()}
+pytestmark = pytest.mark.skipif(bool(TOOLS), reason=f"installs with pip and setuptools; {', '.join(TOOLS)} not installed")
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import fastconv.functional as FF
 from fastconv import _arguments as check
-from fastconv import backends
+from fastconv import _ops, backends
 from fastconv.cli import predict
 from fastconv.reference import ACTIVATIONS
 
@@ -198,6 +198,9 @@ def kernel(layer: Layer, options: argparse.Namespace, backend: str) -> tuple[str
 
 
 def introspection():
+    """fastconv._C; an ImportError where nothing was compiled, and not the module of another installation that may be on the path."""
+    if _ops.compiled_refusal is not None:
+        raise ImportError(_ops.compiled_refusal)
     from fastconv import _C
 
     return _C
